@@ -1,0 +1,115 @@
+"""Every error that the library raises, as one tree.
+
+    SandboxError
+    ├─ ConfigError (ValueError)      the caller's mistake, found before anything started
+    ├─ StateError                    the right call at the wrong time
+    ├─ PoolClosed                    the pool is shutting down or was never opened
+    ├─ PoolTimeout (TimeoutError)    no VM came free in time
+    ├─ HostResources                 the host cannot carry another VM
+    ├─ StartError                    no user code ran: always safe to retry
+    │  ├─ ImageError                 an image could not be built, found or verified
+    │  ├─ TemplateError              a template could not be baked, or differs from its manifest
+    │  └─ HypervisorError            libvirt or QEMU refused, or missed a deadline
+    ├─ GuestLost                     sent, but no answer: it may have run; never retried by us
+    │  └─ ProtocolError              the guest broke the protocol, so nothing it says counts
+    ├─ GuestFileError (OSError)      a file operation that the guest refused
+    └─ ExecutionFailed               raised by `Result.check()` only
+
+What a guest program did (exit code, signal, time-out, output limit) is data in `Result`, never an exception.
+Each class has a stable `code` for logs, JSON and callers in other languages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from sandbox.result import Result
+
+
+class SandboxError(Exception):
+    """Base of every error of this library."""
+
+    code: ClassVar[str] = "SANDBOX"
+
+
+class ConfigError(SandboxError, ValueError):
+    """The caller asked for something that cannot be; nothing was started."""
+
+    code = "CONFIG"
+
+
+class StateError(SandboxError):
+    """The call is right but the object is not in a state to take it."""
+
+    code = "STATE"
+
+
+class PoolClosed(SandboxError):
+    """The pool is closed, closing, or was never opened."""
+
+    code = "POOL_CLOSED"
+
+
+class PoolTimeout(SandboxError, TimeoutError):
+    """No VM could be claimed within the caller's time-out."""
+
+    code = "POOL_TIMEOUT"
+
+
+class HostResources(SandboxError):
+    """The host has too little memory, disk or another resource for one more VM."""
+
+    code = "HOST_RESOURCES"
+
+
+class StartError(SandboxError):
+    """A VM did not come up. No user code ran, so a retry is always safe."""
+
+    code = "START"
+
+
+class ImageError(StartError):
+    """An image could not be built, was not found, or does not match its manifest."""
+
+    code = "IMAGE"
+
+
+class TemplateError(StartError):
+    """A template could not be baked, or does not match its manifest."""
+
+    code = "TEMPLATE"
+
+
+class HypervisorError(StartError):
+    """libvirt or QEMU refused a request or did not answer within its deadline."""
+
+    code = "HYPERVISOR"
+
+
+class GuestLost(SandboxError):
+    """The VM or the channel to it is gone. What was sent may have run; it is never retried."""
+
+    code = "GUEST_LOST"
+
+
+class ProtocolError(GuestLost):
+    """The guest sent something that the protocol forbids. The VM is destroyed."""
+
+    code = "PROTOCOL"
+
+
+class GuestFileError(SandboxError, OSError):
+    """The guest refused a file operation; `errno` and `filename` are the guest's words."""
+
+    code = "GUEST_FILE"
+
+
+class ExecutionFailed(SandboxError):
+    """`Result.check()` was called on an execution that did not exit with 0."""
+
+    code = "EXECUTION_FAILED"
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
