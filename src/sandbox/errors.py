@@ -88,9 +88,13 @@ class HypervisorError(StartError):
 
 
 class GuestLost(SandboxError):
-    """The VM or the channel to it is gone. What was sent may have run; it is never retried."""
+    """The VM or the channel to it is gone. What was sent may have run; it is never retried.
+
+    `partial` holds the output that had arrived, when an execution was under way.
+    """
 
     code = "GUEST_LOST"
+    partial: Result | None = None
 
 
 class ProtocolError(GuestLost):

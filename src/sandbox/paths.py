@@ -36,10 +36,10 @@ class Paths:
         if uid == 0:
             data, runtime = Path("/var/lib/sandbox"), Path("/run/sandbox")
         else:
-            cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
             xdg_runtime = os.environ.get("XDG_RUNTIME_DIR")
             data = Path(cache) / "sandbox"
-            runtime = Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{uid}")
+            runtime = Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{uid}")  # noqa: S108 - its owner is checked
         return cls(
             data=Path(os.environ.get("SANDBOX_DATA_DIR") or data).absolute(),
             runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or runtime).absolute(),

@@ -1,0 +1,118 @@
+"""The guest's init: waits for the host's frames, runs what they ask for, and reports what happened.
+
+It runs as process 1 and root, reaps every orphan, and speaks only when spoken to. It enforces nothing that the host
+relies on: whoever takes over this process gains a VM that is destroyed at the end of its lease.
+"""
+
+import gc
+import os
+import selectors
+import signal
+import sys
+import traceback
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import boot
+import identity
+import wire
+from channel import Channel
+from child import Become
+from execution import Execution
+from wire import Kind
+
+AGENT_VERSION = "1"
+
+
+class Agent:
+    """One loop over the channel, the pipes of all executions and the deaths of children."""
+
+    def __init__(self, port):
+        self.selector = selectors.DefaultSelector()
+        self.channel = Channel(port, self.selector)
+        self.executions = {}
+        self.epoch = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self.selector.register(self._wake_read, selectors.EVENT_READ, self.reap)
+
+    def serve(self):
+        """Run until the host closes the channel."""
+        while not self.channel.closed:
+            for key, events in self.selector.select():
+                if key.fileobj is self.channel:
+                    for frame in self.channel.exchange(events):
+                        self.handle(frame)
+                else:
+                    key.data()
+            for execution in list(self.executions.values()):
+                execution.pump()
+
+    def handle(self, frame):
+        if frame.kind is Kind.HELLO:
+            self.hello(frame)
+        elif frame.epoch != self.epoch:
+            raise wire.FrameError(f"a frame of epoch {frame.epoch} reached epoch {self.epoch}")
+        elif frame.kind is Kind.QUIESCE:
+            self.quiesce()
+        elif frame.kind is Kind.START:
+            if frame.id not in self.executions:
+                execution = Execution(self, frame.id)
+                self.executions[frame.id] = execution
+                execution.start(wire.decode_json(frame.payload))
+        elif frame.id in self.executions:  # else: a late word to an execution that has ended
+            self.executions[frame.id].handle(frame)
+
+    def hello(self, frame):
+        receipt = identity.apply(wire.decode_json(frame.payload))
+        self.epoch = frame.epoch
+        receipt.update(protocol=wire.PROTOCOL_VERSION, agent=AGENT_VERSION)
+        self.send_json(Kind.READY, 0, receipt)
+
+    def quiesce(self):
+        """Leave nothing in motion: what is in memory now is in every clone."""
+        os.sync()
+        gc.collect()
+        gc.freeze()
+        self.send(Kind.QUIESCED, 0)
+        self.epoch = None
+
+    def send(self, kind, ident, payload=b""):
+        self.channel.send(wire.encode(kind, self.epoch, ident, payload))
+
+    def send_json(self, kind, ident, message):
+        self.channel.send(wire.encode_json(kind, self.epoch, ident, message))
+
+    def reap(self):
+        """Collect every dead child; orphans of user code end up here too."""
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for execution in self.executions.values():
+                if execution.pid == pid:
+                    execution.exited(status, usage)
+
+
+def main():
+    try:
+        boot.mount_everything()
+        boot.protect_self()
+        Agent(boot.open_port()).serve()
+    except Become as become:  # only in a forked child: the agent's frames are gone from its stack
+        become.run()
+    except Exception:
+        traceback.print_exc()
+    boot.power_off()
+
+
+if __name__ == "__main__":
+    main()

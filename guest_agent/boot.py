@@ -1,0 +1,68 @@
+"""What an init does before the first word with the host: mounts, loop-back, the channel, its own safety."""
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+import cgroup
+import identity
+import wire
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
+_RB_POWER_OFF = 0x4321FEDC
+
+
+def mount(source, target, kind, flags=0, options=""):
+    os.makedirs(target, exist_ok=True) if kind else None
+    if _libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, options.encode()):
+        error = ctypes.get_errno()
+        raise OSError(error, f"mount {target}: {os.strerror(error)}")
+
+
+def mount_everything():
+    mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "mode=620,ptmxmode=666")
+    mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
+    mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+    mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    cgroup.prepare()
+    os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        if not os.path.lexists(f"/dev/{name}"):
+            os.symlink(f"/proc/self/{target}", f"/dev/{name}")
+    # The kernel's boot id is one of the values that all clones of a snapshot would share.
+    with open(identity.BOOT_ID_FILE, "w") as file:
+        file.write("\n")
+    mount(identity.BOOT_ID_FILE, identity.BOOT_ID, "", _MS_BIND)
+    _bring_up_loopback()
+
+
+def _bring_up_loopback():
+    siocgifflags, siocsifflags, iff_up = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(sock, siocgifflags, request))[1]
+        fcntl.ioctl(sock, siocsifflags, struct.pack("16sh14x", b"lo", flags | iff_up))
+
+
+def protect_self():
+    """Keep the agent alive when the guest runs out of memory; children get their normal score back."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
+
+
+def open_port():
+    """Return the channel's descriptor: the virtio-serial port that bears our name."""
+    ports = "/sys/class/virtio-ports"
+    for port in os.listdir(ports):
+        with open(f"{ports}/{port}/name") as file:
+            if file.read().strip() == wire.PORT_NAME:
+                return os.open(f"/dev/{port}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    raise FileNotFoundError(f"no virtio-serial port is named {wire.PORT_NAME}")
+
+
+def power_off():
+    os.sync()
+    _libc.reboot(_RB_POWER_OFF)

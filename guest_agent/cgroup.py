@@ -1,0 +1,79 @@
+"""Control groups (version 2): one below `user` for each execution, so that a whole tree can be killed at once."""
+
+import os
+
+ROOT = "/sys/fs/cgroup"
+USER = f"{ROOT}/user"
+RESERVE_BYTES = 40 * 1024 * 1024  # kernel, agent and the page cache that the agent itself needs
+PIDS_MAX = 1024
+
+_left_over = []
+
+
+def prepare():
+    """Mark off the part of the machine that user code may have."""
+    _write(f"{ROOT}/cgroup.subtree_control", "+memory +pids +cpu")
+    os.makedirs(USER, exist_ok=True)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _write(f"{USER}/memory.max", str(max(total - RESERVE_BYTES, RESERVE_BYTES)))
+    _write(f"{USER}/pids.max", str(PIDS_MAX))
+    _write(f"{USER}/cgroup.subtree_control", "+memory +pids +cpu")
+
+
+class Group:
+    """The control group of one execution."""
+
+    def __init__(self, ident):
+        self._path = f"{USER}/e{ident}"
+
+    def create(self, limits):
+        for path in list(_left_over):
+            _try_remove(path)
+        os.mkdir(self._path)
+        if limits.get("memory_bytes"):
+            _write(f"{self._path}/memory.max", str(limits["memory_bytes"]))
+        if limits.get("processes"):
+            _write(f"{self._path}/pids.max", str(limits["processes"]))
+
+    def enter(self):
+        _write(f"{self._path}/cgroup.procs", "0")
+
+    def kill(self):
+        """Kill every process below, whatever session or group it put itself into."""
+        _write(f"{self._path}/cgroup.kill", "1")
+
+    def report(self):
+        """Return peak memory and the number of processes that the kernel killed for want of memory."""
+        try:
+            with open(f"{self._path}/memory.peak") as file:
+                peak = int(file.read())
+            with open(f"{self._path}/memory.events") as file:
+                events = dict(line.split() for line in file)
+        except OSError:  # the group could not be created: the execution never ran
+            return {}
+        return {"peak_memory_bytes": peak, "oom_kills": int(events["oom_kill"])}
+
+    def remove(self):
+        _try_remove(self._path)
+
+
+def _try_remove(path):
+    """Remove a group, or keep it for later when background processes still live in it."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        if path not in _left_over:
+            _left_over.append(path)
+        return
+    if path in _left_over:
+        _left_over.remove(path)
+
+
+def _write(path, text):
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,104 @@
+"""Run Python code in a fork of the warm interpreter, as `python3 FILE ARGS` would."""
+
+import atexit
+import io
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import types
+
+SCRIPTS = "/run/scripts"
+
+
+def place(name, code):
+    """Write the code to a file of its own, so that tracebacks, `__file__` and multiprocessing find it."""
+    os.makedirs(SCRIPTS, mode=0o755, exist_ok=True)
+    directory = tempfile.mkdtemp(dir=SCRIPTS)
+    os.chmod(directory, 0o755)
+    path = os.path.join(directory, os.path.basename(name) or "script.py")
+    with open(path, "wb") as file:
+        file.write(code.encode("utf-8", "surrogateescape"))
+    return path
+
+
+def run(path, arguments):
+    """Execute the file as `__main__` and return the exit status that an interpreter would give."""
+    _forget_agent()
+    _open_stdio()
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
+    sys.modules["__main__"] = main
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(path))
+    status = _execute(path, main)
+    return _finalize(status)
+
+
+def _forget_agent():
+    home = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry != home]
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(home + os.sep):
+            del sys.modules[name]
+
+
+def _open_stdio():
+    """Fresh streams on the new descriptors; lines leave as soon as they are complete."""
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8", errors="surrogateescape")
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(
+        open(1, "wb", closefd=False), encoding="utf-8", errors="surrogateescape", line_buffering=True
+    )
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(
+        open(2, "wb", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
+
+
+def _execute(path, main):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        exec(compile(source, path, "exec"), main.__dict__)
+    except SystemExit as exit_:
+        return _exit_status(exit_.code)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        _finalize(130)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        # Skip this function's own frame: the trace begins in the user's file.
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exception(error)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
+
+
+def _exit_status(code):
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _finalize(status):
+    """What `Py_FinalizeEx` promises to user code: threads joined, exit handlers run, streams flushed."""
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 120
+    return status

@@ -1,0 +1,90 @@
+"""Configuration: frozen models, checked once at the edge, unknown keys refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sandbox.errors import ConfigError
+from sandbox.paths import Paths
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
+            raise ConfigError(f"{type(self).__name__}: {where}: {first['msg']} (got {first['input']!r})") from error
+
+
+class HostConfig(_Frozen):
+    """How this process reaches a hypervisor, and where it keeps its files."""
+
+    uri: str = Field(default_factory=lambda: os.environ.get("SANDBOX_LIBVIRT_URI", "qemu:///embed"))
+    """A libvirt connection. The default is libvirt's QEMU driver inside this process: no daemon is needed."""
+
+    accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        default_factory=lambda: os.environ.get("SANDBOX_ACCELERATOR", "auto"), validate_default=True
+    )
+    """`auto` takes KVM where a test VM was seen to run under it, else software emulation (TCG)."""
+
+    data_dir: Path = Field(default_factory=lambda: Paths.default().data)
+    """Images and templates."""
+
+    runtime_dir: Path = Field(default_factory=lambda: Paths.default().runtime)
+    """Sockets and libvirt's state of living processes; keep it short."""
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.data_dir, self.runtime_dir)
+
+
+class TemplateConfig(_Frozen):
+    """Which golden snapshot: what is in it and how large its machine is."""
+
+    image: str = "default"
+    """Name of a recipe, or the digest (or its beginning) of a built image."""
+
+    memory_mib: int = Field(default=256, ge=128, le=1024 * 1024)
+    """Guest memory in MiB."""
+
+    vcpus: int = Field(default=1, ge=1, le=64)
+    """Virtual processors."""
+
+
+class PoolConfig(_Frozen):
+    """A pool's template, its bounds and its ages. Times are seconds."""
+
+    template: TemplateConfig = TemplateConfig()
+    """The golden snapshot that the pool's VMs are cloned from."""
+
+    host: HostConfig = Field(default_factory=HostConfig)
+    """The hypervisor and the directories."""
+
+    min_size: int = Field(default=2, ge=0, le=10_000)
+    """So many VMs are kept ready, beside those that are leased, as far as `max_size` allows."""
+
+    max_size: int = Field(default=16, ge=1, le=10_000)
+    """Never more VMs than this exist, whatever their state."""
+
+    ttl: float = Field(default=600.0, gt=0)
+    """A ready VM older than this is destroyed and replaced; it is never handed out."""
+
+    concurrent_starts: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1, le=256)
+    """So many VMs are restored at the same time."""
+
+    warm_up: bool = True
+    """Run one throw-away command in each VM before it is ready, so that no caller pays for cold caches."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> PoolConfig:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size {self.min_size} is larger than max_size {self.max_size}")
+        return self

@@ -1,0 +1,174 @@
+"""The libvirt connection of this process, and the only module that imports libvirt. Everything in here blocks.
+
+Call it from worker threads only. libvirt's own event loop runs in one daemon thread.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import HypervisorError
+from sandbox.hypervisor.libvirt_log import libvirt  # isort: skip - it must come before any other import of libvirt
+import libvirt_qemu
+
+from sandbox.hypervisor.process import become_subreaper
+from sandbox.log import log
+
+_EMBED_CONFIG = """\
+stdio_handler = "file"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+"""
+_POLL_SECONDS = 0.001
+_MIGRATION_SECONDS = 60.0
+
+
+class Connection:
+    """An open connection, and who wants to know when a domain stops."""
+
+    def __init__(self, handle: Any, *, is_embedded: bool) -> None:
+        self._handle = handle
+        self.is_embedded = is_embedded
+        self._stopped: dict[str, Callable[[], None]] = {}
+        handle.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None)
+
+    @classmethod
+    def open(cls, uri: str, root: Path, cache: Path, emulator: str, user: str | None) -> Connection:
+        """Open `uri`; for the embedded driver prepare its root directory and let it learn what QEMU can do."""
+        _start_event_loop()
+        is_embedded = uri.startswith("qemu:///embed")
+        if is_embedded:
+            (root / "etc").mkdir(parents=True)
+            config = _EMBED_CONFIG + (f'user = "{user}"\ngroup = "{user}"\n' if user else "")
+            (root / "etc" / "qemu.conf").write_text(config)
+            cache.mkdir(parents=True, exist_ok=True)
+            (root / "cache").symlink_to(cache)  # the capability probe takes seconds: share its result
+            uri = f"qemu:///embed?root={root}"
+        try:
+            handle = libvirt.open(uri)
+            # Before becoming subreaper: the probe's own processes must go to init, which reaps them.
+            handle.getDomainCapabilities(emulator, "x86_64", "q35", None)
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"libvirt cannot be used at {uri}: {error}; `sandbox doctor` tells more") from error
+        if is_embedded:
+            become_subreaper()
+        return cls(handle, is_embedded=is_embedded)
+
+    def close(self) -> None:
+        try:
+            self._handle.close()
+        except libvirt.libvirtError as error:
+            log.debug("libvirt_close_failed", error=str(error))
+
+    def start(self, name: str, xml: str, state: Path | None, on_stopped: Callable[[], None]) -> None:
+        """Create the domain, load `state` if given, and let it run; leave nothing behind on failure.
+
+        `on_stopped` is called from libvirt's thread when the domain is gone.
+        """
+        flags = libvirt.VIR_DOMAIN_START_PAUSED
+        if not self.is_embedded:  # a daemon ends our VMs when our connection breaks; the embedded driver cannot
+            flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
+        self._stopped[name] = on_stopped
+        domain = None
+        try:
+            domain = self._handle.createXML(xml, flags)
+            if state is not None:
+                _ignore_shared_memory(domain)
+                _qmp(domain, "migrate-incoming", uri=f"file:{state}")
+                _wait_migrated(domain, "loading the saved state")
+            domain.resume()
+        except (libvirt.libvirtError, HypervisorError) as error:
+            self._stopped.pop(name, None)
+            if domain is not None:
+                self.destroy(name)
+            raise HypervisorError(f"the VM {name} did not start: {error}") from error
+
+    def save(self, name: str, state: Path) -> None:
+        """Stop the domain for good and write its device state (not its shared memory) to `state`."""
+        try:
+            domain = self._handle.lookupByName(name)
+            domain.suspend()
+            _ignore_shared_memory(domain)
+            _qmp(domain, "migrate", uri=f"file:{state}")
+            _wait_migrated(domain, "saving the device state")
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"the state of {name} cannot be saved: {error}") from error
+
+    def console(self, name: str) -> str:
+        """Return the last 64 KiB that the guest wrote to its console, or an empty string when it is gone."""
+        try:
+            domain = self._handle.lookupByName(name)
+            return str(_qmp(domain, "ringbuf-read", device="console0", size=64 * 1024))
+        except libvirt.libvirtError:
+            return ""
+
+    def destroy(self, name: str) -> None:
+        """End the domain if it exists."""
+        try:
+            self._handle.lookupByName(name).destroy()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise HypervisorError(f"libvirt cannot destroy {name}: {error}") from error
+
+    def domains(self) -> list[str]:
+        """Return the names of the domains that libvirt takes for alive."""
+        return [domain.name() for domain in self._handle.listAllDomains()]
+
+    def version(self) -> str:
+        number = self._handle.getLibVersion()
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def forget(self, name: str) -> None:
+        """Stop listening for the end of this domain."""
+        self._stopped.pop(name, None)
+
+    def _on_event(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and (callback := self._stopped.pop(domain.name(), None)):
+            callback()
+
+
+def _qmp(domain: Any, command: str, **arguments: Any) -> Any:
+    request = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))["return"]
+
+
+def _ignore_shared_memory(domain: Any) -> None:
+    _qmp(domain, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+
+
+def _wait_migrated(domain: Any, doing: str) -> None:
+    deadline = time.monotonic() + _MIGRATION_SECONDS
+    while (status := _qmp(domain, "query-migrate")).get("status") != "completed":
+        if status.get("status") in ("failed", "cancelled"):
+            raise HypervisorError(f"QEMU failed at {doing}: {status.get('error-desc', 'no reason given')}")
+        if time.monotonic() > deadline:
+            raise HypervisorError(f"QEMU did not finish {doing} within {_MIGRATION_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)
+
+
+_event_loop = threading.Lock()
+_event_loop_runs = False
+
+
+def _start_event_loop() -> None:
+    """Start libvirt's event loop once per process."""
+    global _event_loop_runs  # noqa: PLW0603 - libvirt has one event loop per process, so have we
+    with _event_loop:
+        if _event_loop_runs:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True).start()
+        _event_loop_runs = True
+
+
+def _run_event_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()

@@ -1,0 +1,80 @@
+"""From a spec to libvirt's domain XML: pure, and the single place where the guest's hardware is written down.
+
+Devices: one read-only virtio block device, one virtio-serial channel, a serial console into a bounded ring buffer,
+vmgenid. No network, no USB, no graphics, no sound, no balloon.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+from sandbox.hypervisor.spec import MachineSpec, Platform
+from sandbox.wire import PORT_NAME
+
+CONSOLE = "console0"
+CONSOLE_BYTES = 64 * 1024
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable"
+DEVICES_VERSION = 1
+"""Raised whenever this file changes the hardware that a guest sees: templates baked before are then stale."""
+
+
+def domain_xml(spec: MachineSpec, platform: Platform, *, name: str, uuid: str, genid: str, channel: Path) -> str:
+    """Return the XML of a transient domain whose channel connects to the listening socket `channel`."""
+    kind = "kvm" if platform.accelerator == "kvm" else "qemu"
+    arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec))
+    return f"""\
+<domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{name}</name><uuid>{uuid}</uuid><genid>{genid}</genid>
+  <memory unit='MiB'>{spec.memory_mib}</memory><vcpu>{spec.vcpus}</vcpu>
+  <os>
+    <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>
+    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{COMMAND_LINE}</cmdline>
+  </os>
+  <features><acpi/><apic/></features>
+  <cpu mode='{platform.cpu_mode}'/>
+  <clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    <emulator>{_text(platform.emulator)}</emulator>
+    <controller type='usb' model='none'/>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file={quoteattr(str(spec.root))}/>
+      <target dev='vda' bus='virtio'/><readonly/>
+      <address type='pci' domain='0' bus='0' slot='4' function='0'/>
+    </disk>
+    <controller type='virtio-serial' index='0' ports='2'>
+      <address type='pci' domain='0' bus='0' slot='5' function='0'/>
+    </controller>
+    <channel type='unix'>
+      <source mode='connect' path={quoteattr(str(channel))}/>
+      <target type='virtio' name='{PORT_NAME}'/>
+    </channel>
+    <memballoon model='none'/>
+  </devices>
+  <seclabel type='none'/>
+  <qemu:commandline>{arguments}</qemu:commandline>
+  <qemu:capabilities><qemu:del capability='cpu-unavailable-features'/></qemu:capabilities>
+</domain>
+"""
+
+
+def _arguments(spec: MachineSpec) -> list[str]:
+    """Return what libvirt's XML cannot say."""
+    arguments = [
+        *("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}"),
+        *("-device", f"isa-serial,chardev={CONSOLE}"),
+    ]
+    if spec.memory_file is not None:
+        # rom=off with readonly=on: the file is opened read-only, the private mapping of it is writable.
+        sharing = "share=on" if spec.memory_shared else "share=off,readonly=on,rom=off"
+        path = str(spec.memory_file).replace(",", ",,")
+        arguments += ["-object", f"memory-backend-file,id=ram0,size={spec.memory_bytes},mem-path={path},{sharing}"]
+        arguments += ["-machine", "memory-backend=ram0"]
+    if spec.state is not None:
+        arguments += ["-incoming", "defer"]
+    return arguments
+
+
+def _text(value: object) -> str:
+    return str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

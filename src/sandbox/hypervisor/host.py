@@ -1,0 +1,174 @@
+"""The hypervisor of this process: starts machines, off the event loop and with deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import pwd
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import anyio
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
+
+from sandbox.config import HostConfig
+from sandbox.errors import HypervisorError
+from sandbox.hypervisor.connection import Connection
+from sandbox.hypervisor.domain_xml import domain_xml
+from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
+from sandbox.hypervisor.machine import Machine
+from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.rundir import RunDirectory, reap
+from sandbox.hypervisor.spec import MachineSpec, Platform
+from sandbox.hypervisor.stream import Listener
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+CALL_SECONDS = 30.0
+THREADS = 32
+_threads: RunVar[anyio.CapacityLimiter] = RunVar("sandbox_hypervisor_threads")
+_shared: dict[tuple[str, Path, Path, str], Hypervisor] = {}
+_shared_lock = threading.Lock()
+
+
+class Hypervisor:
+    """One libvirt connection and one run directory, shared by everything in this process, open until it exits."""
+
+    def __init__(self, config: HostConfig) -> None:
+        """Open the connection. Blocks: use `connect`."""
+        data = config.paths.data
+        try:
+            data.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HypervisorError(
+                f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
+            ) from error
+        self.facts: HostFacts = load_facts(data / "host")
+        self.is_reaped = reap(config.paths.runtime)
+        accelerator = self.facts.accelerator(config.accelerator)
+        emulator = self.facts.emulator if accelerator == "kvm" else tcg_launcher(self.facts, data / "host")
+        self.platform = Platform(
+            emulator=emulator,
+            qemu_version=self.facts.qemu_version,
+            machine_type=self.facts.machine_type,
+            accelerator=accelerator,
+            cpu=self.facts.cpu if accelerator == "kvm" else f"max of QEMU {self.facts.qemu_version}",
+        )
+        account = pwd.getpwnam(self.facts.user) if self.facts.user else None
+        self.owner = (account.pw_uid, account.pw_gid) if account else None
+        self.rundir = RunDirectory.create(config.paths.runtime)
+        try:
+            cache = data / "host" / f"libvirt-{self.facts.emulator_id}-{accelerator}"
+            self.connection = Connection.open(config.uri, self.rundir.path / "l", cache, emulator, self.facts.user)
+        except BaseException:
+            self.rundir.remove()
+            raise
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        return f"<Hypervisor {self.platform.accelerator} {self.rundir.path}>"
+
+    @classmethod
+    async def connect(cls, config: HostConfig) -> Hypervisor:
+        """Return this process's hypervisor for `config`, opened on first use; never blocks the event loop."""
+        return await run_sync(cls.connect_blocking, config, limiter=_limiter())
+
+    @classmethod
+    def connect_blocking(cls, config: HostConfig) -> Hypervisor:
+        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator)
+        with _shared_lock:
+            if key not in _shared:
+                _shared[key] = host = cls(config)
+                atexit.register(host.close)
+            return _shared[key]
+
+    def close(self) -> None:
+        """Give the connection and the run directory back. Called at exit; ends every VM that is left."""
+        self.connection.close()
+        self.rundir.remove()
+
+    async def call(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Run a blocking function in a worker thread.
+
+        A cancelled caller still waits for the thread, so that ownership of what it makes is never in doubt; a thread
+        that exceeds the deadline is given up and `HypervisorError` raised.
+        """
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CALL_SECONDS):
+            return await run_sync(function, *arguments, limiter=_limiter(), abandon_on_cancel=True)
+        name = getattr(function, "__name__", "call")
+        raise HypervisorError(f"libvirt did not answer `{name}` within {CALL_SECONDS:g} s; is its daemon hanging?")
+
+    async def start(self, spec: MachineSpec) -> Machine:
+        """Start a VM, or restore one when `spec.state` is given, and return it running with its channel connected.
+
+        If this fails or is cancelled, no VM is left behind.
+        """
+        number = next(self._numbers)
+        name = f"sbx-{self.rundir.path.name}-{number}"
+        gone = anyio.Event()
+        loop = asyncio.get_running_loop()
+        listener = Listener(self.rundir.path / f"{number}.sock", self.owner)
+        xml = domain_xml(
+            spec,
+            self.platform,
+            name=name,
+            uuid=str(uuid.uuid4()),
+            genid=str(uuid.uuid4()),
+            channel=listener.path,
+        )
+
+        def on_stopped() -> None:
+            with suppress(RuntimeError):  # the event loop may be gone when libvirt tells
+                loop.call_soon_threadsafe(gone.set)
+
+        try:
+            await self.call(self.connection.start, name, xml, spec.state, on_stopped)
+            with anyio.fail_after(CALL_SECONDS):
+                stream = await listener.accept()
+        except BaseException:
+            await self._abandon(name)
+            raise
+        finally:
+            listener.close()
+        process = Process.open(stream.peer_pid, name)
+        if process is None:
+            stream.close()
+            await self._abandon(name)
+            raise HypervisorError(f"QEMU of {name} ended as soon as it had started; see {self._log_file(name)}")
+        return Machine(self, name, process, stream, gone)
+
+    async def _abandon(self, name: str) -> None:
+        """End whatever exists under this name, by libvirt and, should that fail, by our own hand."""
+        with anyio.CancelScope(shield=True):
+            with suppress(HypervisorError):
+                await self.call(self.connection.destroy, name)
+            for process in Process.find(f"guest={name},"):
+                process.kill()
+                process.wait_dead_blocking(1.0)
+                process.close()
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Remove what a machine that has ended leaves on disk."""
+        self.connection.forget(name)
+        self._log_file(name).unlink(missing_ok=True)
+
+    def _log_file(self, name: str) -> Path:
+        return self.rundir.path / "l" / "log" / "qemu" / f"{name}.log"
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    """Threads of our own, so that a hanging libvirt cannot starve the application's."""
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _threads.set(limiter)
+        return limiter

@@ -1,0 +1,72 @@
+"""One virtual machine: its process, its channel, its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.stream import SocketStream
+from sandbox.log import log
+
+if TYPE_CHECKING:
+    from sandbox.hypervisor.host import Hypervisor
+
+DESTROY_SECONDS = 10.0
+
+
+class Machine:
+    """A running VM. Whoever holds it must call `destroy`, whatever else happens."""
+
+    def __init__(self, host: Hypervisor, name: str, process: Process, stream: SocketStream, gone: anyio.Event) -> None:
+        self.name = name
+        self.process = process
+        self.stream = stream
+        self._host = host
+        self._gone = gone
+        self._is_destroyed = False
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.name} pid={self.process.pid} {'alive' if self.is_alive else 'dead'}>"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the QEMU process exists. That the guest works only an answer from it can tell."""
+        return self.process.is_alive
+
+    async def wait_dead(self) -> None:
+        """Return as soon as the QEMU process has ended."""
+        await self.process.wait_dead()
+
+    async def save(self, state: Path) -> None:
+        """Stop the machine for good and write its device state to `state`."""
+        await self._host.call(self._host.connection.save, self.name, state)
+
+    async def console(self) -> str:
+        """Return the end of what the guest's kernel and init have printed."""
+        return await self._host.call(self._host.connection.console, self.name)
+
+    async def destroy(self) -> None:
+        """Return once the process is dead, reaped and forgotten by libvirt.
+
+        Cannot be cancelled; has its own deadline; may be called twice. The kill itself is immediate and synchronous.
+        """
+        if self._is_destroyed:
+            return
+        self._is_destroyed = True
+        may_kill = self.process.kill()
+        self.stream.close()
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(DESTROY_SECONDS) as scope:
+                if not may_kill:
+                    await self._host.call(self._host.connection.destroy, self.name)
+                await self.process.wait_dead()
+                self.process.reap()
+                await self._gone.wait()
+            if scope.cancelled_caught:
+                log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
+                self.process.kill()
+            self.process.close()
+            self._host.forget(self.name)

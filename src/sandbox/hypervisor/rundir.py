@@ -1,0 +1,87 @@
+"""One directory for each living process of ours; a lock in it tells whether its owner lives.
+
+Whatever a killed process left (QEMU processes, sockets, libvirt's state) bears the directory's path on its command
+line or lies in it, so the next process that starts finds and ends exactly that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from sandbox.errors import HypervisorError
+from sandbox.hypervisor.process import Process
+from sandbox.log import log
+
+_LOCK = "lock"
+_DEATH_SECONDS = 5.0
+
+
+class RunDirectory:
+    """A run directory that this process holds."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, runtime: Path) -> RunDirectory:
+        """Make and lock a fresh directory. QEMU may run as another user, who may pass through but not list it."""
+        try:
+            runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if runtime.stat().st_uid != os.geteuid():
+                raise HypervisorError(f"{runtime} belongs to another user; set SANDBOX_RUNTIME_DIR to one of yours")
+            name = secrets.token_hex(4)
+            unborn, path = runtime / f".{name}", runtime / name
+            unborn.mkdir(mode=0o711)
+        except OSError as error:
+            raise HypervisorError(
+                f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
+            ) from error
+        lock = os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
+        return cls(path, lock)
+
+    def remove(self) -> None:
+        """End what still runs in here and delete the directory. May be called twice."""
+        if self._lock < 0:
+            return
+        _clear(self.path)
+        os.close(self._lock)
+        self._lock = -1
+
+
+def reap(runtime: Path) -> int:
+    """End and remove what dead processes left behind; return how many run directories were cleared.
+
+    Only directories whose lock is free are touched: their owner is dead, whatever its pid has become since.
+    """
+    cleared = 0
+    for path in runtime.glob("[!.]*"):
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # not a run directory, another user's, or being made or removed right now
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _clear(path)
+            cleared += 1
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
+    return cleared
+
+
+def _clear(path: Path) -> None:
+    for process in Process.find(f"{path}/"):
+        log.warning("leftover_vm_killed", pid=process.pid, run_directory=str(path))
+        process.kill()
+        if not process.wait_dead_blocking(_DEATH_SECONDS):
+            raise HypervisorError(f"QEMU process {process.pid} of {path} does not die; end it by hand and try again")
+        process.close()
+    shutil.rmtree(path, ignore_errors=True)

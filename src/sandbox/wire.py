@@ -1,0 +1,152 @@
+"""The frames that host and guest exchange: one definition for both ends, standard library only.
+
+A frame is a 13-byte header (payload length, epoch, execution id, kind) and a payload. The receiver checks kind and
+length before it allocates anything. The epoch is drawn anew for each clone, so that a byte from before a snapshot is
+never taken for one after it. Payloads are JSON objects, raw bytes (`STDIN`, `OUT`, `ERR`) or a 32-bit count (`WINDOW`).
+
+Flow control is per stream: a sender starts with `WINDOW_BYTES` of credit and gets more as the receiver consumes, so
+neither side ever buffers more than one window for a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+PROTOCOL_VERSION = 1
+PORT_NAME = "io.sandbox.agent.0"
+WINDOW_BYTES = 256 * 1024
+CHUNK_BYTES = 32 * 1024
+
+_HEADER = struct.Struct("!IIIB")
+HEADER_BYTES = _HEADER.size
+_COUNT = struct.Struct("!I")
+
+
+class Kind(IntEnum):
+    """What a frame means. Below 64 the host speaks, above 64 the guest does."""
+
+    HELLO = 1  # take this identity, clock, entropy and epoch
+    START = 2  # start an execution
+    STDIN = 3
+    STDIN_EOF = 4
+    KILL = 5  # signal an execution, or kill its whole tree
+    QUIESCE = 6  # become still: the next thing that happens is the snapshot
+    WINDOW_OUT = 7  # the host consumed so many bytes of standard output
+    WINDOW_ERR = 8
+
+    READY = 65  # the answer to HELLO
+    OUT = 66
+    ERR = 67
+    EXITED = 68  # the last frame of an execution
+    QUIESCED = 69
+    WINDOW_IN = 70  # the guest consumed so many bytes of standard input
+
+
+_CONTROL_BYTES = 64 * 1024
+HOST_LIMITS: Mapping[int, int] = {
+    Kind.HELLO: _CONTROL_BYTES,
+    Kind.START: 8 * 1024 * 1024,
+    Kind.STDIN: CHUNK_BYTES,
+    Kind.STDIN_EOF: 0,
+    Kind.KILL: _CONTROL_BYTES,
+    Kind.QUIESCE: 0,
+    Kind.WINDOW_OUT: _COUNT.size,
+    Kind.WINDOW_ERR: _COUNT.size,
+}
+"""The largest payload of each kind that the host may send."""
+
+GUEST_LIMITS: Mapping[int, int] = {
+    Kind.READY: _CONTROL_BYTES,
+    Kind.OUT: CHUNK_BYTES,
+    Kind.ERR: CHUNK_BYTES,
+    Kind.EXITED: _CONTROL_BYTES,
+    Kind.QUIESCED: 0,
+    Kind.WINDOW_IN: _COUNT.size,
+}
+"""The largest payload of each kind that the guest may send."""
+
+
+class FrameError(Exception):
+    """Bytes that no honest peer would send. The connection is of no further use."""
+
+
+class Frame(NamedTuple):
+    """One decoded frame."""
+
+    kind: Kind
+    epoch: int
+    id: int
+    payload: bytes
+
+
+def encode(kind: Kind, epoch: int, ident: int = 0, payload: bytes = b"") -> bytes:
+    """Return the bytes of one frame."""
+    return _HEADER.pack(len(payload), epoch, ident, kind) + payload
+
+
+def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) -> bytes:
+    """Return the bytes of one frame whose payload is a JSON object."""
+    return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":")).encode())
+
+
+def encode_count(kind: Kind, epoch: int, ident: int, count: int) -> bytes:
+    """Return the bytes of one `WINDOW` frame."""
+    return encode(kind, epoch, ident, _COUNT.pack(count))
+
+
+def decode_count(payload: bytes) -> int:
+    """Return the count in a `WINDOW` frame; raise `FrameError` unless it lies within one window."""
+    if len(payload) != _COUNT.size:
+        raise FrameError(f"a window frame has {len(payload)} bytes instead of {_COUNT.size}")
+    count: int = _COUNT.unpack(payload)[0]
+    if not 0 < count <= WINDOW_BYTES:
+        raise FrameError(f"a window of {count} bytes was granted, the limit is {WINDOW_BYTES}")
+    return count
+
+
+def decode_json(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object in `payload`; raise `FrameError` for anything else."""
+    try:
+        message = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"the payload is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise FrameError(f"the payload is a JSON {type(message).__name__}, not an object")
+    return message
+
+
+class Decoder:
+    """Turns received bytes into frames; holds at most one unfinished frame."""
+
+    def __init__(self, limits: Mapping[int, int]) -> None:
+        self._limits = limits
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take received bytes and return the frames that are now complete.
+
+        Raise `FrameError` as soon as a header names an unknown kind or a length over the limit of its kind: before
+        the payload has arrived, so a liar costs no memory.
+        """
+        self._buffer += data
+        frames: list[Frame] = []
+        start = 0
+        while len(self._buffer) - start >= HEADER_BYTES:
+            length, epoch, ident, kind = _HEADER.unpack_from(self._buffer, start)
+            limit = self._limits.get(kind)
+            if limit is None:
+                raise FrameError(f"frame kind {kind} is unknown or not for this direction")
+            if length > limit:
+                raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
+            end = start + HEADER_BYTES + length
+            if len(self._buffer) < end:
+                break
+            frames.append(Frame(Kind(kind), epoch, ident, bytes(self._buffer[start + HEADER_BYTES : end])))
+            start = end
+        if start:
+            del self._buffer[:start]
+        return frames
