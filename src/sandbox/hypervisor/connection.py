@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ _MIGRATION_SECONDS = 60.0
 
 
 class Connection:
-    """An open connection, and who wants to know when a domain stops."""
+    """An open connection, and the log files that go with its domains."""
 
     def __init__(self, handle: Any, *, is_embedded: bool) -> None:
         self._handle = handle
         self.is_embedded = is_embedded
-        self._stopped: dict[str, Callable[[], None]] = {}
+        self._log_files: dict[str, Path] = {}
         handle.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None)
 
     @classmethod
@@ -68,15 +67,15 @@ class Connection:
         except libvirt.libvirtError as error:
             log.debug("libvirt_close_failed", error=str(error))
 
-    def start(self, name: str, xml: str, state: Path | None, on_stopped: Callable[[], None]) -> None:
+    def start(self, name: str, xml: str, state: Path | None, log_file: Path) -> None:
         """Create the domain, load `state` if given, and let it run; leave nothing behind on failure.
 
-        `on_stopped` is called from libvirt's thread when the domain is gone.
+        `log_file` is what libvirt writes about the domain; it is removed when the domain is gone.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         if not self.is_embedded:  # a daemon ends our VMs when our connection breaks; the embedded driver cannot
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
-        self._stopped[name] = on_stopped
+        self._log_files[name] = log_file
         domain = None
         try:
             domain = self._handle.createXML(xml, flags)
@@ -86,9 +85,9 @@ class Connection:
                 _wait_migrated(domain, "loading the saved state")
             domain.resume()
         except (libvirt.libvirtError, HypervisorError) as error:
-            self._stopped.pop(name, None)
             if domain is not None:
                 self.destroy(name)
+            self._forget(name)
             raise HypervisorError(f"the VM {name} did not start: {error}") from error
 
     def save(self, name: str, state: Path) -> None:
@@ -126,13 +125,13 @@ class Connection:
         number = self._handle.getLibVersion()
         return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
-    def forget(self, name: str) -> None:
-        """Stop listening for the end of this domain."""
-        self._stopped.pop(name, None)
-
     def _on_event(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and (callback := self._stopped.pop(domain.name(), None)):
-            callback()
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._forget(domain.name())
+
+    def _forget(self, name: str) -> None:
+        if (log_file := self._log_files.pop(name, None)) is not None:
+            log_file.unlink(missing_ok=True)
 
 
 def _qmp(domain: Any, command: str, **arguments: Any) -> Any:

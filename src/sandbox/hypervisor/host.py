@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import pwd
 import threading
@@ -112,8 +111,6 @@ class Hypervisor:
         """
         number = next(self._numbers)
         name = f"sbx-{self.rundir.path.name}-{number}"
-        gone = anyio.Event()
-        loop = asyncio.get_running_loop()
         listener = Listener(self.rundir.path / f"{number}.sock", self.owner)
         xml = domain_xml(
             spec,
@@ -124,12 +121,8 @@ class Hypervisor:
             channel=listener.path,
         )
 
-        def on_stopped() -> None:
-            with suppress(RuntimeError):  # the event loop may be gone when libvirt tells
-                loop.call_soon_threadsafe(gone.set)
-
         try:
-            await self.call(self.connection.start, name, xml, spec.state, on_stopped)
+            await self.call(self.connection.start, name, xml, spec.state, self._log_file(name))
             with anyio.fail_after(CALL_SECONDS):
                 stream = await listener.accept()
         except BaseException:
@@ -142,7 +135,7 @@ class Hypervisor:
             stream.close()
             await self._abandon(name)
             raise HypervisorError(f"QEMU of {name} ended as soon as it had started; see {self._log_file(name)}")
-        return Machine(self, name, process, stream, gone)
+        return Machine(self, name, process, stream)
 
     async def _abandon(self, name: str) -> None:
         """End whatever exists under this name, by libvirt and, should that fail, by our own hand."""
@@ -153,12 +146,6 @@ class Hypervisor:
                 process.kill()
                 process.wait_dead_blocking(1.0)
                 process.close()
-        self.forget(name)
-
-    def forget(self, name: str) -> None:
-        """Remove what a machine that has ended leaves on disk."""
-        self.connection.forget(name)
-        self._log_file(name).unlink(missing_ok=True)
 
     def _log_file(self, name: str) -> Path:
         return self.rundir.path / "l" / "log" / "qemu" / f"{name}.log"

@@ -20,12 +20,11 @@ DESTROY_SECONDS = 10.0
 class Machine:
     """A running VM. Whoever holds it must call `destroy`, whatever else happens."""
 
-    def __init__(self, host: Hypervisor, name: str, process: Process, stream: SocketStream, gone: anyio.Event) -> None:
+    def __init__(self, host: Hypervisor, name: str, process: Process, stream: SocketStream) -> None:
         self.name = name
         self.process = process
         self.stream = stream
         self._host = host
-        self._gone = gone
         self._is_destroyed = False
 
     def __repr__(self) -> str:
@@ -49,7 +48,7 @@ class Machine:
         return await self._host.call(self._host.connection.console, self.name)
 
     async def destroy(self) -> None:
-        """Return once the process is dead, reaped and forgotten by libvirt.
+        """Return once the process is dead and reaped; libvirt drops its record of it within 0.2 s more.
 
         Cannot be cancelled; has its own deadline; may be called twice. The kill itself is immediate and synchronous.
         """
@@ -63,10 +62,6 @@ class Machine:
                 if not may_kill:
                     await self._host.call(self._host.connection.destroy, self.name)
                 await self.process.wait_dead()
-                self.process.reap()
-                await self._gone.wait()
             if scope.cancelled_caught:
                 log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
-                self.process.kill()
             self.process.close()
-            self._host.forget(self.name)

@@ -1,0 +1,141 @@
+"""What a template was made of, and the digests that tell whether it still is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sandbox.errors import TemplateError
+from sandbox.hypervisor.domain_xml import COMMAND_LINE, DEVICES_VERSION
+from sandbox.hypervisor.spec import Platform
+
+FORMAT = 1
+MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
+_BLOCK = 4 * 1024 * 1024
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Requirement(_Frozen):
+    """Everything that a saved state depends on. QEMU itself checks next to nothing of it."""
+
+    format: int = FORMAT
+    image: str
+    memory_mib: int
+    vcpus: int
+    qemu_version: str
+    machine_type: str
+    accelerator: str
+    cpu: str
+    devices: int = DEVICES_VERSION
+    command_line: str = COMMAND_LINE
+
+    @classmethod
+    def of(cls, image_digest: str, memory_mib: int, vcpus: int, platform: Platform) -> Requirement:
+        return cls(
+            image=image_digest,
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            qemu_version=platform.qemu_version,
+            machine_type=platform.machine_type,
+            accelerator=platform.accelerator,
+            cpu=platform.cpu,
+        )
+
+    @property
+    def key(self) -> str:
+        """The template's name: equal for equal requirements, different as soon as one part differs."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+
+class FileDigest(_Frozen):
+    """Size in bytes and SHA-256 of one file, holes included as what they read as."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileDigest:
+        return cls(size=path.stat().st_size, sha256=digest_sparse(path))
+
+
+class TemplateManifest(_Frozen):
+    """Written last: a template without it does not exist."""
+
+    requirement: Requirement
+    agent: str
+    created: str
+    """UTC, ISO 8601."""
+    freeze_seconds: float
+    """How long the guest stood still until its device state was on disk."""
+    files: dict[str, FileDigest]
+
+    @classmethod
+    def load(cls, directory: Path) -> TemplateManifest | None:
+        """Return the manifest of a template directory, None when there is none; raise when it is unreadable."""
+        try:
+            text = (directory / MANIFEST).read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise TemplateError(f"{directory / MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+
+    def save(self, directory: Path) -> None:
+        path = directory / MANIFEST
+        with path.open("w") as file:
+            file.write(json.dumps(self.model_dump(), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def verify(self, directory: Path, requirement: Requirement) -> None:
+        """Raise `TemplateError` unless the files are what was baked, for exactly this requirement. Reads them all."""
+        if self.requirement != requirement:
+            theirs, ours = self.requirement.model_dump(), requirement.model_dump()
+            names = [name for name in ours if ours[name] != theirs[name]]
+            raise TemplateError(f"the template was made for another {', '.join(names)}")
+        for name in (MEMORY, STATE):
+            expected = self.files.get(name)
+            try:
+                found = FileDigest.of(directory / name)
+            except OSError as error:
+                raise TemplateError(f"{directory / name} cannot be read: {error.strerror}") from error
+            if found != expected:
+                raise TemplateError(f"{directory / name} differs from its manifest")
+
+
+def digest_sparse(path: Path) -> str:
+    """Return the SHA-256 over a file's data extents and where they lie; holes cost nothing.
+
+    A hole that is filled with zeros, or zeros that become a hole, change the digest: nobody has a reason to do either.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        digest.update(size.to_bytes(8, "big"))
+        buffer = memoryview(bytearray(_BLOCK))
+        offset = 0
+        while offset < size:
+            try:
+                start = os.lseek(descriptor, offset, os.SEEK_DATA)
+            except OSError:  # no data behind this offset
+                break
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            digest.update(start.to_bytes(8, "big") + end.to_bytes(8, "big"))
+            file.seek(start)
+            while start < end:
+                count = file.readinto(buffer[: min(_BLOCK, end - start)])
+                if not count:
+                    break
+                digest.update(buffer[:count])
+                start += count
+            offset = end
+    return digest.hexdigest()

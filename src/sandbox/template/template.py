@@ -1,0 +1,152 @@
+"""The golden snapshot as a source of VMs: each lease is a fresh clone with an identity of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import tenacity
+from anyio.to_thread import run_sync
+
+from sandbox.config import HostConfig, TemplateConfig
+from sandbox.errors import StartError, TemplateError
+from sandbox.hypervisor.host import Hypervisor
+from sandbox.hypervisor.spec import MachineSpec
+from sandbox.image.build import ensure_image
+from sandbox.image.store import Image, ImageStore
+from sandbox.log import log
+from sandbox.template.bake import bake
+from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
+from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
+
+_START_ATTEMPTS = 2
+_LOCK_POLL_SECONDS = 0.05
+
+
+class Template:
+    """A verified golden snapshot on this host."""
+
+    def __init__(self, host: Hypervisor, directory: Path, spec: MachineSpec, manifest: TemplateManifest) -> None:
+        self.host = host
+        self.directory = directory
+        self.spec = spec
+        self.manifest = manifest
+
+    def __repr__(self) -> str:
+        return f"<Template {self.directory.name} {self.spec.memory_mib} MiB {self.host.platform.accelerator}>"
+
+    @classmethod
+    async def ensure(
+        cls, config: TemplateConfig = TemplateConfig(), host_config: HostConfig | None = None
+    ) -> Template:
+        """Return the template for `config`; build its image and bake it first where they are missing or stale.
+
+        However many processes ask at once, one of them builds. A template whose files or whose environment differ
+        from its manifest is never used: it is baked anew.
+        """
+        host_config = host_config or HostConfig()
+        async with anyio.create_task_group() as group:
+            images: list[Image] = []
+
+            async def find_image() -> None:
+                store = ImageStore(host_config.paths.images)
+                images.append(await run_sync(ensure_image, config.image, store, _report))
+
+            group.start_soon(find_image)
+            host = await Hypervisor.connect(host_config)
+        return await cls._ensure(host, images[0], config, host_config.paths.templates)
+
+    @classmethod
+    async def _ensure(cls, host: Hypervisor, image: Image, config: TemplateConfig, templates: Path) -> Template:
+        requirement = Requirement.of(image.digest, config.memory_mib, config.vcpus, host.platform)
+        directory = templates / requirement.key
+        spec = MachineSpec(
+            kernel=image.kernel,
+            initrd=image.initrd,
+            root=image.root,
+            memory_mib=config.memory_mib,
+            vcpus=config.vcpus,
+            memory_file=directory / MEMORY,
+            state=directory / STATE,
+        )
+        manifest = await run_sync(_load_verified, directory, requirement)
+        if manifest is None:
+            async with _locked(templates / f"{requirement.key}.lock"):
+                manifest = await run_sync(_load_verified, directory, requirement)  # somebody may have been faster
+                if manifest is None:
+                    _report(f"baking the template ({config.image}, {config.memory_mib} MiB, {host.platform.accelerator})")
+                    await bake(host, spec, requirement, directory)
+                    manifest = await run_sync(_load_verified, directory, requirement)
+        if manifest is None:
+            raise TemplateError(f"the template {directory} vanished while it was made; is another process pruning?")
+        return cls(host, directory, spec, manifest)
+
+    @asynccontextmanager
+    async def lease(self, *, warm: bool = False) -> AsyncIterator[VM]:
+        """Give one fresh clone; it has confirmed its own identity, clock and randomness. Destroy it afterwards.
+
+        No user code has run when this fails, so a failed restore is tried once more before `StartError` is raised.
+        """
+        async with AsyncExitStack() as stack:
+            async for attempt in tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(_START_ATTEMPTS),
+                retry=tenacity.retry_if_exception_type(StartError),
+                before_sleep=lambda state: log.warning("restore_failed", error=str(_error_of(state))),
+                reraise=True,
+            ):
+                with attempt:
+                    vm = await stack.enter_async_context(self._restore(warm=warm))
+            yield vm
+
+    @asynccontextmanager
+    async def _restore(self, *, warm: bool) -> AsyncIterator[VM]:
+        started = time.monotonic()
+        machine = await self.host.start(self.spec)
+        async with open_vm(machine, ready_seconds=READY_SECONDS) as vm:
+            restored = time.monotonic()
+            if warm:
+                await warm_up(vm)
+            vm.timings = {"start": restored - started, "warm_up": time.monotonic() - restored}
+            yield vm
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _report(message: str) -> None:
+    log.info("setup", message=message)
+
+
+def _load_verified(directory: Path, requirement: Requirement) -> TemplateManifest | None:
+    """Return the manifest if the template is there and whole; None, with a warning, when it must be baked anew."""
+    try:
+        manifest = TemplateManifest.load(directory)
+        if manifest is not None:
+            manifest.verify(directory, requirement)
+    except TemplateError as error:
+        log.warning("template_refused", reason=str(error), remedy="it is baked anew")
+        return None
+    return manifest
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Hold an exclusive lock among processes. Polls, because a thread that blocks in flock cannot be cancelled."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await anyio.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
