@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -22,7 +22,7 @@ from sandbox.image.store import Image, ImageStore
 from sandbox.log import log
 from sandbox.template.bake import bake
 from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
-from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
+from sandbox.vm import READY_SECONDS, VM, VMSource, open_vm, warm_up
 
 _START_ATTEMPTS = 2
 _LOCK_POLL_SECONDS = 0.05
@@ -86,6 +86,10 @@ class Template:
             raise TemplateError(f"the template {directory} vanished while it was made; is another process pruning?")
         return cls(host, directory, spec, manifest)
 
+    def warmed(self) -> VMSource:
+        """Return the same source, but of clones that have already run one throw-away command."""
+        return _Warmed(self)
+
     @asynccontextmanager
     async def lease(self, *, warm: bool = False) -> AsyncIterator[VM]:
         """Give one fresh clone; it has confirmed its own identity, clock and randomness. Destroy it afterwards.
@@ -113,6 +117,14 @@ class Template:
                 await warm_up(vm)
             vm.timings = {"start": restored - started, "warm_up": time.monotonic() - restored}
             yield vm
+
+
+class _Warmed:
+    def __init__(self, template: Template) -> None:
+        self._template = template
+
+    def lease(self) -> AbstractAsyncContextManager[VM]:
+        return self._template.lease(warm=True)
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
