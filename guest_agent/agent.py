@@ -9,19 +9,20 @@ import os
 import selectors
 import signal
 import sys
+import time
 import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import boot
-import identity
 import wire
 from channel import Channel
 from child import Become
 from execution import Execution
+from identity import Identity
 from wire import Kind
 
-AGENT_VERSION = "1"
+AGENT_VERSION = 1
 
 
 class Agent:
@@ -29,6 +30,7 @@ class Agent:
 
     def __init__(self, port):
         self.selector = selectors.DefaultSelector()
+        self.identity = Identity()
         self.channel = Channel(port, self.selector)
         self.executions = {}
         self.epoch = None
@@ -65,10 +67,9 @@ class Agent:
             self.executions[frame.id].handle(frame)
 
     def hello(self, frame):
-        receipt = identity.apply(wire.decode_json(frame.payload))
+        proof = self.identity.apply(frame.payload)
         self.epoch = frame.epoch
-        receipt.update(protocol=wire.PROTOCOL_VERSION, agent=AGENT_VERSION)
-        self.send_json(Kind.READY, 0, receipt)
+        self.send(Kind.READY, 0, wire.READY.pack(proof, time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION))
 
     def quiesce(self):
         """Leave nothing in motion: what is in memory now is in every clone."""

@@ -26,16 +26,20 @@ def mount_everything():
     mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "mode=620,ptmxmode=666")
     mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
-    mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "favordynmods")
     cgroup.prepare()
     os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")
-    # The kernel's boot id is one of the values that all clones of a snapshot would share.
-    with open(identity.BOOT_ID_FILE, "w") as file:
-        file.write("\n")
-    mount(identity.BOOT_ID_FILE, identity.BOOT_ID, "", _MS_BIND)
+    # Both ids are values that all clones of a snapshot would share: they live in files that the host's word fills.
+    for file, target, length in (
+        (identity.BOOT_ID_FILE, identity.BOOT_ID, 36),
+        (identity.MACHINE_ID_FILE, identity.MACHINE_ID, 32),
+    ):
+        with open(file, "w") as stream:
+            stream.write("0" * length + "\n")
+        mount(file, target, "", _MS_BIND)
     _bring_up_loopback()
 
 

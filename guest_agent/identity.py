@@ -1,59 +1,48 @@
 """Make this machine differ from every other clone of the same snapshot, and prove it to the host."""
 
 import fcntl
-import hashlib
 import os
-import random
-import socket
 import struct
 import time
+
+import wire
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 BOOT_ID_FILE = "/run/boot_id"
 MACHINE_ID = "/etc/machine-id"
+MACHINE_ID_FILE = "/run/machine-id"
+HOSTNAME_PROC = "/proc/sys/kernel/hostname"
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
+_ENTROPY = struct.Struct(f"ii{wire.ENTROPY_BYTES}s")
 
 
-def apply(hello):
-    """Take the host's entropy, clock, hostname and machine id; return what is now in force.
+class Identity:
+    """Holds its files open from before the snapshot, so that a fresh clone walks no path and warms no cache."""
 
-    `proof` can only be computed by one who has the entropy and has read the new names back from the system.
-    """
-    entropy = bytes.fromhex(hello["entropy"])
-    _reseed(entropy)
-    time.clock_settime_ns(time.CLOCK_REALTIME, hello["clock_ns"])
-    socket.sethostname(hello["hostname"])
-    _write("/etc/hostname", hello["hostname"])
-    _write(MACHINE_ID, hello["machine_id"])
-    _write(BOOT_ID_FILE, hello["boot_id"])
-    random.seed()
-    names = [socket.gethostname(), _read(MACHINE_ID), _read(BOOT_ID)]
-    return {
-        "proof": hashlib.sha256(entropy + "\n".join(names).encode()).hexdigest(),
-        "clock_ns": time.time_ns(),
-        "hostname": names[0],
-        "machine_id": names[1],
-        "boot_id": names[2],
-    }
+    def __init__(self):
+        self._random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        self._hostname = os.open(HOSTNAME_PROC, os.O_RDWR | os.O_CLOEXEC)
+        self._machine_id = os.open(MACHINE_ID_FILE, os.O_RDWR | os.O_CLOEXEC)
+        self._boot_id = os.open(BOOT_ID_FILE, os.O_RDWR | os.O_CLOEXEC)
 
+    def apply(self, payload):
+        """Take the host's entropy, clock and names; return the proof over the names that are then in force.
 
-def _reseed(entropy):
-    """Mix the host's bytes into the kernel's pool and make the generator use them at once."""
-    fd = os.open("/dev/urandom", os.O_WRONLY)
-    try:
-        fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-        fcntl.ioctl(fd, _RNDRESEEDCRNG)
-    finally:
-        os.close(fd)
-
-
-def _write(path, text):
-    with open(path, "w") as file:
-        file.write(text + "\n")
-
-
-def _read(path):
-    with open(path) as file:
-        return file.read().strip()
+        The entropy is mixed into the kernel's pool and the generator is made to use it at once; Python's `random`
+        seeds itself anew in every forked child.
+        """
+        entropy, clock_ns, machine_id, boot_id, hostname = wire.HELLO.unpack(payload)
+        fcntl.ioctl(self._random, _RNDADDENTROPY, _ENTROPY.pack(len(entropy) * 8, len(entropy), entropy))
+        fcntl.ioctl(self._random, _RNDRESEEDCRNG)
+        time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
+        os.pwrite(self._hostname, hostname.rstrip(b"\0"), 0)
+        os.pwrite(self._machine_id, machine_id, 0)
+        os.pwrite(self._boot_id, boot_id, 0)
+        return wire.proof(
+            entropy,
+            os.uname().nodename.encode(),
+            os.pread(self._machine_id, 32, 0),
+            os.pread(self._boot_id, 36, 0),
+        )

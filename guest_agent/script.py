@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 import types
@@ -13,11 +12,10 @@ import types
 SCRIPTS = "/run/scripts"
 
 
-def place(name, code):
+def place(ident, name, code):
     """Write the code to a file of its own, so that tracebacks, `__file__` and multiprocessing find it."""
-    os.makedirs(SCRIPTS, mode=0o755, exist_ok=True)
-    directory = tempfile.mkdtemp(dir=SCRIPTS)
-    os.chmod(directory, 0o755)
+    directory = f"{SCRIPTS}/{ident}"
+    os.makedirs(directory, mode=0o755)
     path = os.path.join(directory, os.path.basename(name) or "script.py")
     with open(path, "wb") as file:
         file.write(code.encode("utf-8", "surrogateescape"))

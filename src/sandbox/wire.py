@@ -2,7 +2,9 @@
 
 A frame is a 13-byte header (payload length, epoch, execution id, kind) and a payload. The receiver checks kind and
 length before it allocates anything. The epoch is drawn anew for each clone, so that a byte from before a snapshot is
-never taken for one after it. Payloads are JSON objects, raw bytes (`STDIN`, `OUT`, `ERR`) or a 32-bit count (`WINDOW`).
+never taken for one after it. Payloads are raw bytes (`STDIN`, `OUT`, `ERR`), fixed structures (`HELLO`, `READY`,
+`WINDOW`) or JSON objects. HELLO and READY have fixed layouts because a clone handles them with cold caches, where every
+function that need not run counts.
 
 Flow control is per stream: a sender starts with `WINDOW_BYTES` of credit and gets more as the receiver consumes, so
 neither side ever buffers more than one window for a stream.
@@ -10,6 +12,7 @@ neither side ever buffers more than one window for a stream.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -21,9 +24,17 @@ PORT_NAME = "io.sandbox.agent.0"
 WINDOW_BYTES = 256 * 1024
 CHUNK_BYTES = 32 * 1024
 
+ENTROPY_BYTES = 64
+PROOF_BYTES = 32
+HOSTNAME_BYTES = 63
+
 _HEADER = struct.Struct("!IIIB")
 HEADER_BYTES = _HEADER.size
 _COUNT = struct.Struct("!I")
+HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ32s36s{HOSTNAME_BYTES}s")
+"""Entropy, wall clock in ns, machine id, boot id, hostname padded with NUL."""
+READY = struct.Struct(f"!{PROOF_BYTES}sQHH")
+"""Proof, the guest's wall clock in ns, protocol version, agent version."""
 
 
 class Kind(IntEnum):
@@ -48,7 +59,7 @@ class Kind(IntEnum):
 
 _CONTROL_BYTES = 64 * 1024
 HOST_LIMITS: Mapping[int, int] = {
-    Kind.HELLO: _CONTROL_BYTES,
+    Kind.HELLO: HELLO.size,
     Kind.START: 8 * 1024 * 1024,
     Kind.STDIN: CHUNK_BYTES,
     Kind.STDIN_EOF: 0,
@@ -60,7 +71,7 @@ HOST_LIMITS: Mapping[int, int] = {
 """The largest payload of each kind that the host may send."""
 
 GUEST_LIMITS: Mapping[int, int] = {
-    Kind.READY: _CONTROL_BYTES,
+    Kind.READY: READY.size,
     Kind.OUT: CHUNK_BYTES,
     Kind.ERR: CHUNK_BYTES,
     Kind.EXITED: _CONTROL_BYTES,
@@ -106,6 +117,12 @@ def decode_count(payload: bytes) -> int:
     if not 0 < count <= WINDOW_BYTES:
         raise FrameError(f"a window of {count} bytes was granted, the limit is {WINDOW_BYTES}")
     return count
+
+
+def proof(entropy: bytes, hostname: bytes, machine_id: bytes, boot_id: bytes) -> bytes:
+    """Return what only one who has the entropy and knows the names in force can compute."""
+    names = b"\n".join((hostname, machine_id, boot_id))
+    return hashlib.blake2b(names, key=entropy, digest_size=PROOF_BYTES).digest()
 
 
 def decode_json(payload: bytes) -> dict[str, Any]:

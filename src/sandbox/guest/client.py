@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sandbox.errors import GuestLost, ProtocolError
 from sandbox.guest.execution import Execution
-from sandbox.guest.identity import MAX_CLOCK_ERROR, Identity, Ready, Receipt
+from sandbox.guest.identity import MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import GUEST_LIMITS, Decoder, Frame, FrameError, Kind, encode, encode_count, encode_json
 
@@ -44,15 +44,11 @@ class GuestClient:
         self._epoch = identity.epoch
         for _ in range(_CLOCK_ATTEMPTS):  # a guest that booted meanwhile sets its clock late: tell the time again
             sent = time.time_ns()
-            message = encode_json(Kind.HELLO, self._epoch, 0, identity.hello())
+            message = encode(Kind.HELLO, self._epoch, 0, identity.hello())
             payload = await self._ask(message, Kind.READY, timeout)
             answered = time.time_ns()
             try:
-                ready = Ready.model_validate_json(payload)
-            except ValidationError as error:
-                raise self._fail(ProtocolError(f"the guest's READY is malformed: {error.errors()[0]['msg']}")) from None
-            try:
-                identity.verify(ready)
+                ready = identity.verify(payload)
             except ProtocolError as error:
                 raise self._fail(error) from None
             offset = max(ready.clock_ns - answered, min(0, ready.clock_ns - sent), key=abs) / 1e9
@@ -61,8 +57,8 @@ class GuestClient:
         else:
             raise self._fail(ProtocolError(f"the guest's clock is {offset:.3f} s off after {_CLOCK_ATTEMPTS} attempts"))
         return Receipt(
-            machine_id=ready.machine_id,
-            hostname=ready.hostname,
+            machine_id=identity.machine_id,
+            hostname=identity.hostname,
             epoch=identity.epoch,
             agent=ready.agent,
             clock_offset=offset,

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
-
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
 
 from sandbox.errors import ProtocolError
-from sandbox.wire import PROTOCOL_VERSION
+from sandbox.wire import ENTROPY_BYTES, HELLO, PROTOCOL_VERSION, READY, proof
 
-ENTROPY_BYTES = 64
 MAX_CLOCK_ERROR = 0.05
 """Seconds by which a guest's clock may be off when it is handed out."""
 
 
-class Ready(BaseModel):
-    """The guest's answer to HELLO. Strings are bounded by the frame's limit; nothing here names a host object."""
+class Ready(NamedTuple):
+    """The guest's answer to HELLO."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    proof: str
+    proof: bytes
     clock_ns: int
-    hostname: str
-    machine_id: str
-    boot_id: str
     protocol: int
-    agent: str
+    agent: int
 
 
 @dataclass(frozen=True)
@@ -42,26 +34,26 @@ class Identity:
     machine_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     boot_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
-    def hello(self) -> dict[str, object]:
+    def hello(self) -> bytes:
         """Return the message to the guest; the clock is read now, so send it now."""
-        return {
-            "entropy": self.entropy.hex(),
-            "clock_ns": time.time_ns(),
-            "hostname": self.hostname,
-            "machine_id": self.machine_id,
-            "boot_id": self.boot_id,
-        }
+        return HELLO.pack(self.entropy, time.time_ns(), *self._names[1:], self._names[0])
 
-    def verify(self, ready: Ready) -> None:
-        """Raise `ProtocolError` unless the guest proved that identity and entropy are in force."""
+    def verify(self, payload: bytes) -> Ready:
+        """Return the guest's answer; raise `ProtocolError` unless it proves that identity and entropy are in force."""
+        if len(payload) != READY.size:
+            raise ProtocolError(f"the guest's READY has {len(payload)} bytes instead of {READY.size}; rebuild its image")
+        ready = Ready(*READY.unpack(payload))
         if ready.protocol != PROTOCOL_VERSION:
             raise ProtocolError(
                 f"the guest speaks protocol {ready.protocol}, this library {PROTOCOL_VERSION}; rebuild its image"
             )
-        names = [self.hostname, self.machine_id, self.boot_id]
-        proof = hashlib.sha256(self.entropy + "\n".join(names).encode()).hexdigest()
-        if [ready.hostname, ready.machine_id, ready.boot_id] != names or not secrets.compare_digest(ready.proof, proof):
+        if not secrets.compare_digest(ready.proof, proof(self.entropy, *self._names)):
             raise ProtocolError("the guest did not confirm its new identity and randomness; it is not used")
+        return ready
+
+    @property
+    def _names(self) -> tuple[bytes, bytes, bytes]:
+        return self.hostname.encode(), self.machine_id.encode(), self.boot_id.encode()
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class Receipt:
     machine_id: str
     hostname: str
     epoch: int
-    agent: str
+    agent: int
     clock_offset: float
     """Guest clock minus host clock in seconds, at most `round_trip` off."""
     round_trip: float

@@ -64,6 +64,8 @@ def _arguments(spec: MachineSpec) -> list[str]:
     arguments = [
         *("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}"),
         *("-device", f"isa-serial,chardev={CONSOLE}"),
+        # A guest that powers off ends its QEMU: the agent does so when its host process is gone, and nobody else could.
+        *("-action", "shutdown=poweroff"),
     ]
     if spec.memory_file is not None:
         # rom=off with readonly=on: the file is opened read-only, the private mapping of it is writable.

@@ -88,7 +88,7 @@ def _prepare(templates: Path, memory_bytes: int, owner: tuple[int, int] | None) 
     return work
 
 
-def _publish(work: Path, target: Path, requirement: Requirement, agent: str, freeze_seconds: float) -> None:
+def _publish(work: Path, target: Path, requirement: Requirement, agent: int, freeze_seconds: float) -> None:
     """Take the files away from QEMU's user, flush them, write the manifest last, move the directory into place."""
     for name in (MEMORY, STATE):
         descriptor = os.open(work / name, os.O_RDONLY)

@@ -69,7 +69,7 @@ class TemplateManifest(_Frozen):
     """Written last: a template without it does not exist."""
 
     requirement: Requirement
-    agent: str
+    agent: int
     created: str
     """UTC, ISO 8601."""
     freeze_seconds: float

@@ -55,7 +55,7 @@ class Template:
 
             async def find_image() -> None:
                 store = ImageStore(host_config.paths.images)
-                images.append(await run_sync(ensure_image, config.image, store, _report))
+                images.append(await run_sync(ensure_image, config.image, store, log.progress))
 
             group.start_soon(find_image)
             host = await Hypervisor.connect(host_config)
@@ -79,7 +79,7 @@ class Template:
             async with _locked(templates / f"{requirement.key}.lock"):
                 manifest = await run_sync(_load_verified, directory, requirement)  # somebody may have been faster
                 if manifest is None:
-                    _report(f"baking the template ({config.image}, {config.memory_mib} MiB, {host.platform.accelerator})")
+                    log.progress(f"baking the template ({config.image}, {config.memory_mib} MiB, {host.platform.accelerator})")
                     await bake(host, spec, requirement, directory)
                     manifest = await run_sync(_load_verified, directory, requirement)
         if manifest is None:
@@ -129,10 +129,6 @@ class _Warmed:
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome else None
-
-
-def _report(message: str) -> None:
-    log.info("setup", message=message)
 
 
 def _load_verified(directory: Path, requirement: Requirement) -> TemplateManifest | None:

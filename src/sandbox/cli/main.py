@@ -1,0 +1,149 @@
+"""The command line: parse, call the library, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TOOL_FAILED, CANNOT_INVOKE, NOT_FOUND, INTERRUPTED = 125, 126, 127, 130
+
+app = typer.Typer(
+    name="sandbox",
+    help="Run code nobody trusts in fresh virtual machines, cloned from a golden snapshot.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest images.")
+app.add_typer(image_app, name="image")
+
+ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"sandbox {version('sandbox-vmpool')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log events; twice for more.")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not report set-up and warnings.")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    from sandbox.cli.logs import configure
+
+    configure(verbose=verbose, quiet=quiet)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def exec_command(
+    script: Annotated[str | None, typer.Argument(metavar="SCRIPT", help="A Python file, or - for standard input.")] = None,
+    args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")] = None,
+    code: Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")] = None,
+    memory: Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")] = "256",
+    image: ImageOption = "default",
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")] = False,
+) -> None:
+    """Run a Python script in a fresh virtual machine.
+
+    Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
+    124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
+    """
+    from sandbox.cli.exec import ExecRequest, run_exec
+
+    arguments = list(args or [])
+    if code is not None and script is not None:  # with -c every positional argument is the program's
+        arguments, script = [script, *arguments], None
+    raise typer.Exit(run_exec(ExecRequest(script, code, arguments, timeout, env or [], memory, image, json_)))
+
+
+@app.command()
+def setup(
+    image: ImageOption = "default",
+    check: Annotated[bool, typer.Option(help="Only say whether something is missing.")] = False,
+) -> None:
+    """Install what is missing: system packages (as root), the guest image and the template."""
+    from sandbox.cli.setup import run_setup
+
+    raise typer.Exit(run_setup(image, check_only=check))
+
+
+@app.command()
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Say what works, what does not, and the line that mends it. Exit 1 if something is broken."""
+    from sandbox.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=json_))
+
+
+@app.command()
+def bench(
+    only: Annotated[str | None, typer.Option(help="Figures to measure, for example S3,A1.", metavar="ID,…")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="Samples for each figure.", min=2)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+) -> None:
+    """Measure the figures on this host, with real virtual machines."""
+    from sandbox.cli.bench import run_bench
+
+    raise typer.Exit(run_bench(only, n, as_json=json_))
+
+
+@image_app.command("build")
+def image_build(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a .toml file.")] = "default",
+    package: Annotated[list[str] | None, typer.Option(help="A further Debian package; may be repeated.")] = None,
+    pip: Annotated[Path | None, typer.Option(help="A requirements file; its wheels go into the image.")] = None,
+) -> None:
+    """Build an image, or say at once that it is there."""
+    from sandbox.cli.image import build
+
+    raise typer.Exit(build(recipe, package or [], pip))
+
+
+@image_app.command("ls")
+def image_ls(json_: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List built images."""
+    from sandbox.cli.image import ls
+
+    raise typer.Exit(ls(as_json=json_))
+
+
+@image_app.command("inspect")
+def image_inspect(image: Annotated[str, typer.Argument()] = "default") -> None:
+    """Print an image's manifest: packages, versions, digests."""
+    from sandbox.cli.image import inspect
+
+    raise typer.Exit(inspect(image))
+
+
+@image_app.command("verify")
+def image_verify(image: Annotated[str, typer.Argument()] = "default") -> None:
+    """Read every file of an image and compare it with the manifest."""
+    from sandbox.cli.image import verify
+
+    raise typer.Exit(verify(image))
+
+
+@image_app.command("prune")
+def image_prune() -> None:
+    """Remove images that no name points to, and templates made from them."""
+    from sandbox.cli.image import prune
+
+    raise typer.Exit(prune())
+
+
+def main() -> None:
+    """Entry point: no failure of ours ends in a traceback or in an exit code that a script could have given."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,160 @@
+"""From a recipe to a published image."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox import wire
+from sandbox.errors import ImageError
+from sandbox.image.initramfs import initramfs
+from sandbox.image.layer import ARCH, KERNEL, Layer, build_layer, file_record, layer_key, read_layer
+from sandbox.image.manifest import ImageManifest, digest_of
+from sandbox.image.recipe import Recipe, load_recipe
+from sandbox.image.store import INITRD, ROOT, Image, ImageStore
+from sandbox.paths import resource
+from sandbox.setup.sources import Release, host_release
+
+Progress = Callable[[str], None]
+
+FORMAT = 1
+_BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
+
+
+def ensure_image(name: str, store: ImageStore, progress: Progress) -> Image:
+    """Return the image of the recipe `name` (or of a `.toml` path), built only if what it is made from has changed.
+
+    What is compared is the recipe, the Debian release, the agent and the builder; packages that the mirror has in a
+    newer version are taken by `build_image(…, fresh=True)` only. Blocking. If it fails, nothing half-made is left.
+    """
+    recipe = load_recipe(name)
+    release = host_release()
+    return _current(recipe, release, store) or _build(recipe, release, store, progress, fresh=False, force=False)
+
+
+def build_image(recipe: Recipe, store: ImageStore, progress: Progress, *, fresh: bool = False) -> Image:
+    """Build and publish an image and give it the recipe's name.
+
+    With `fresh`, the root file system is made anew from the mirror, else a cached layer of the same packages is used.
+    Blocking. If it fails, nothing half-made is left, and the name stands for what it stood for before.
+    """
+    return _build(recipe, host_release(), store, progress, fresh=fresh, force=True)
+
+
+def agent_sources() -> dict[str, bytes]:
+    """Return the agent's files by name, the shared protocol among them."""
+    sources = {path.name: path.read_bytes() for path in sorted(resource("guest_agent").glob("*.py"))}
+    sources["wire.py"] = Path(wire.__file__).read_bytes()
+    return sources
+
+
+def inputs_digest(recipe: Recipe, release: Release) -> str:
+    """Return the digest of all that an image is made from."""
+    return digest_of(
+        {
+            "format": FORMAT,
+            "recipe": recipe.model_dump(mode="json"),
+            "layer": layer_key(recipe, release),
+            "agent": _agent_digest(agent_sources()),
+            "init": hashlib.sha256(_init()).hexdigest(),
+            "busybox": hashlib.sha256(_busybox()).hexdigest(),
+        }
+    )
+
+
+def _build(
+    recipe: Recipe, release: Release, store: ImageStore, progress: Progress, *, fresh: bool, force: bool
+) -> Image:
+    if platform.machine() != "x86_64":
+        raise ImageError(f"this host is {platform.machine()}, expected x86_64: images exist for that machine only")
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        progress(f"[{time.monotonic() - begin:5.1f} s] {text}")
+
+    try:
+        return _build_locked(recipe, release, store, say, fresh=fresh, force=force)
+    except OSError as error:
+        raise ImageError(
+            f"the image {recipe.name} could not be built: {error}: expected a writable {store.directory} "
+            "with some 500 MB of free space"
+        ) from error
+
+
+def _build_locked(
+    recipe: Recipe, release: Release, store: ImageStore, say: Progress, *, fresh: bool, force: bool
+) -> Image:
+    with store.locked(lambda: say("waiting for another build to end")):
+        if not force and (image := _current(recipe, release, store)):
+            return image
+        key = layer_key(recipe, release)
+        layer = None if fresh else read_layer(store.layers / key)
+        if layer is None:
+            say(f"{recipe.name}: Debian {release.codename} with {len(recipe.packages)} packages, half a minute or so")
+            with store.building() as work:
+                target = work / "layer"
+                target.mkdir(mode=0o755)
+                layer = build_layer(recipe, release, work, target)
+                store.publish_layer(target, key)
+        say(f"{recipe.name}: initramfs with the agent")
+        with store.building() as work:
+            image = _assemble(recipe, release, store, layer, work)
+        say(f"{recipe.name}: {image.digest[:12]}, kernel {layer.kernel}, {len(layer.packages)} packages")
+        return image
+
+
+def _assemble(recipe: Recipe, release: Release, store: ImageStore, layer: Layer, work: Path) -> Image:
+    key = layer_key(recipe, release)
+    source, target = store.layers / key, work / "image"
+    target.mkdir(mode=0o755)
+    for name in (KERNEL, ROOT):
+        (target / name).hardlink_to(source / name)
+    agent = agent_sources()
+    modules = [(name, (source / f"{name}.ko").read_bytes()) for name in layer.modules]
+    (target / INITRD).write_bytes(initramfs(_busybox(), _init(), modules, agent))
+    manifest = ImageManifest(
+        name=recipe.name,
+        recipe=recipe,
+        suite=release.codename,
+        arch=ARCH,
+        kernel=layer.kernel,
+        packages=layer.packages,
+        pip=layer.pip,
+        files={KERNEL: layer.files[KERNEL], ROOT: layer.files[ROOT], INITRD: file_record(target / INITRD)},
+        agent=_agent_digest(agent),
+        protocol=wire.PROTOCOL_VERSION,
+        layer=key,
+        inputs=inputs_digest(recipe, release),
+    )
+    return store.publish(target, manifest)
+
+
+def _current(recipe: Recipe, release: Release, store: ImageStore) -> Image | None:
+    if recipe.name not in store.names():
+        return None
+    try:
+        image = store.find(recipe.name)
+    except ImageError:  # damaged, or of another version: a build replaces it
+        return None
+    return image if image.manifest.inputs == inputs_digest(recipe, release) else None
+
+
+def _agent_digest(sources: dict[str, bytes]) -> str:
+    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in sources.items()})
+
+
+def _init() -> bytes:
+    return (resource("images") / "init").read_bytes()
+
+
+def _busybox() -> bytes:
+    for path in _BUSYBOX:
+        if path.is_file():
+            data = path.read_bytes()
+            if b"/ld-linux" in data[:4096]:
+                raise ImageError(f"{path} is not static, expected Debian's busybox-static: install that package")
+            return data
+    raise ImageError("busybox is missing: run `python3 -m sandbox.setup.packages`")

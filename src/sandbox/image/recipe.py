@@ -1,0 +1,74 @@
+"""What goes into an image: a recipe is a small TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from sandbox.errors import ConfigError
+from sandbox.paths import resource
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,62}$")]
+# A leading letter or digit, so that no package is ever taken for an option or removed by a trailing `-`.
+Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*[a-z0-9.+]$")]
+Requirement = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9]")]
+
+
+class Recipe(BaseModel):
+    """The contents of one image, whatever Debian release it is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    """What users call the image."""
+    description: str = ""
+    packages: tuple[Package, ...]
+    """Debian packages; the essential ones are always there."""
+    languages: tuple[str, ...] = ("python", "bash")
+    """The languages that programs for this image may be written in."""
+    pip: tuple[Requirement, ...] = ()
+    """Requirements that are installed from wheels, as pip writes them."""
+
+    def with_extras(self, packages: Iterable[str] = (), pip_requirements: Iterable[str] = (), name: str = "") -> Recipe:
+        """Return this recipe with more packages.
+
+        Without `name`, it is called after the original and its additions, so that it never takes the original's place.
+        """
+        debian = tuple(sorted({*self.packages, *packages}))
+        pip = tuple(sorted({*self.pip, *(requirement.strip() for requirement in pip_requirements)}))
+        if set(debian) == set(self.packages) and set(pip) == set(self.pip) and not name:
+            return self
+        if not name:
+            name = f"{self.name}-{hashlib.sha256(repr((debian, pip)).encode()).hexdigest()[:8]}"
+        return _validated(f"additions to {self.name}", {**dict(self), "name": name, "packages": debian, "pip": pip})
+
+
+def known_recipes() -> list[str]:
+    """Return the names of the recipes that come with this library."""
+    return sorted(path.stem for path in resource("images").glob("*.toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Load the recipe with that name, or from a path that ends in `.toml`. Raises `ConfigError`."""
+    path = Path(name) if name.endswith(".toml") else resource("images") / f"{name}.toml"
+    if not name.endswith(".toml") and name not in known_recipes():
+        known = ", ".join(known_recipes())
+        raise ConfigError(f"there is no image recipe {name!r}: expected one of {known}, or the path of a .toml file")
+    try:
+        fields = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the image recipe {path} cannot be read: {error}") from error
+    return _validated(str(path), {"name": path.stem, **fields})
+
+
+def _validated(origin: str, fields: dict[str, object]) -> Recipe:
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"the image recipe in {origin} is not valid: {problems}") from error
