@@ -16,9 +16,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Become(BaseException):
     """Unwinds the forked child's copy of the agent's stack; `run` then turns the process into the program."""
 
-    def __init__(self, ident, request, stdio, group):
+    def __init__(self, request, stdio, group):
         super().__init__()
-        self._ident = ident
         self._request = request
         self._stdio = stdio
         self._group = group
@@ -72,7 +71,7 @@ class Become(BaseException):
             **(request.get("env") or {}),
         }
         operation = request["op"]
-        path = script.place(self._ident, request["name"], request["code"]) if operation == "python" else None
+        path = script.place(request["name"], request["code"]) if operation == "python" else None
         groups = [group.gr_gid for group in grp.getgrall() if user.pw_name in group.gr_mem]
         os.setgroups(groups)
         os.setgid(user.pw_gid)

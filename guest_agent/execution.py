@@ -47,7 +47,7 @@ class Execution:
             self._status, self._usage = 126 << 8, None
             pid = -1
         if pid == 0:
-            raise Become(self.id, request, (stdin_read, out_write, err_write), self.group)
+            raise Become(request, (stdin_read, out_write, err_write), self.group)
         for fd in (stdin_read, out_write, err_write):
             os.close(fd)
         self.pid = pid

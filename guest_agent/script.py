@@ -12,10 +12,10 @@ import types
 SCRIPTS = "/run/scripts"
 
 
-def place(ident, name, code):
+def place(name, code):
     """Write the code to a file of its own, so that tracebacks, `__file__` and multiprocessing find it."""
-    directory = f"{SCRIPTS}/{ident}"
-    os.makedirs(directory, mode=0o755)
+    directory = f"{SCRIPTS}/{os.getpid()}"
+    os.makedirs(directory, mode=0o755, exist_ok=True)
     path = os.path.join(directory, os.path.basename(name) or "script.py")
     with open(path, "wb") as file:
         file.write(code.encode("utf-8", "surrogateescape"))

@@ -31,6 +31,11 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def command_line_arguments(pid: int) -> list[str]:
+    """Return a living process's argument vector."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+
+
 class Process:
     """One process, held by pidfd from while it was known to be the right one until it is closed."""
 

@@ -76,9 +76,7 @@ def _explain(status: int, output: str, sources: Sequence[Source]) -> str:
     what = f"the guest's root file system could not be built, mmdebstrap ended with status {status}:\n{output}\n"
     if _NETWORK.search(output):
         mirrors = ", ".join(sorted({source.uri for source in sources}))
-        return (
-            f"{what}expected an answer from {mirrors}: check network and proxy, or change the mirror in apt's sources"
-        )
+        return f"{what}expected an answer from {mirrors}: check network and proxy, or change apt's sources"
     if "Unable to locate package" in output:
         return f"{what}expected every package to be in Debian {sources[0].suite}, main: correct the recipe"
     if "newuidmap" in output or "subuid" in output or "unprivileged" in output:

@@ -14,10 +14,11 @@ import tenacity
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig, TemplateConfig
-from sandbox.errors import StartError, TemplateError
+from sandbox.errors import ImageError, StartError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.image.build import ensure_image
+from sandbox.image.recipe import known_recipes
 from sandbox.image.store import Image, ImageStore
 from sandbox.log import log
 from sandbox.template.bake import bake
@@ -50,16 +51,9 @@ class Template:
         from its manifest is never used: it is baked anew.
         """
         host_config = host_config or HostConfig()
-        async with anyio.create_task_group() as group:
-            images: list[Image] = []
-
-            async def find_image() -> None:
-                store = ImageStore(host_config.paths.images)
-                images.append(await run_sync(ensure_image, config.image, store, log.progress))
-
-            group.start_soon(find_image)
-            host = await Hypervisor.connect(host_config)
-        return await cls._ensure(host, images[0], config, host_config.paths.templates)
+        image = await run_sync(_image, config.image, ImageStore(host_config.paths.images))
+        host = await Hypervisor.connect(host_config)
+        return await cls._ensure(host, image, config, host_config.paths.templates)
 
     @classmethod
     async def _ensure(cls, host: Hypervisor, image: Image, config: TemplateConfig, templates: Path) -> Template:
@@ -117,6 +111,17 @@ class Template:
                 await warm_up(vm)
             vm.timings = {"start": restored - started, "warm_up": time.monotonic() - restored}
             yield vm
+
+
+def _image(name: str, store: ImageStore) -> Image:
+    """Return the image of a recipe, built if need be, or the built image whose name or digest is given."""
+    if name.endswith(".toml") or name in known_recipes():
+        return ensure_image(name, store, log.progress)
+    try:
+        return store.find(name)
+    except ImageError as error:
+        known = ", ".join(known_recipes())
+        raise ImageError(f"there is no recipe and no built image {name!r}; recipes are {known}") from error
 
 
 class _Warmed:

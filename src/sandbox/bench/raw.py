@@ -1,0 +1,103 @@
+"""The floor: restore a template with nothing but QEMU and its monitor, and ask the agent for one answer.
+
+The command line is that of a clone which libvirt started, so that both sides restore the very same machine. This is
+benchmark code, blocking and without any of the library's guarantees; nothing else uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from sandbox.guest.identity import Identity
+from sandbox.hypervisor.process import command_line_arguments
+from sandbox.wire import GUEST_LIMITS, Decoder, Kind, encode
+
+_SECONDS = 30.0
+
+
+class RawDriver:
+    """Restores clones of one template as fast as a script can."""
+
+    def __init__(self, pid: int, state: Path, directory: Path) -> None:
+        """Learn the command line from the running clone `pid`; `directory` takes the sockets."""
+        self._directory = directory
+        self._state = state
+        self._arguments = self._adapt(command_line_arguments(pid))
+
+    def _adapt(self, arguments: list[str]) -> list[str]:
+        """Replace what belongs to libvirt: its monitor's descriptor, its secret, its log prefix, our channel's path."""
+        adapted: list[str] = []
+        values = iter(arguments)
+        for value in values:
+            if value in ("-chardev", "-object", "-name", "-mon", "-msg"):
+                option = next(values)
+                if "charmonitor" in option or '"secret"' in option or value in ("-name", "-msg"):
+                    continue
+                if "id=charchannel0" in option:
+                    option = re.sub(r"path=[^,]*", f"path={self._directory}/channel", option)
+                adapted += [value, option]
+            else:
+                adapted.append(value)
+        return [*adapted, "-qmp", f"unix:{self._directory}/monitor"]
+
+    def restore(self) -> float:
+        """Return the seconds from starting QEMU to the agent's confirmed answer."""
+        listeners = [self._listen("monitor"), self._listen("channel")]
+        started = time.monotonic()
+        process = subprocess.Popen(self._arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            monitor, _ = listeners[0].accept()
+            channel, _ = listeners[1].accept()
+            with monitor, channel, monitor.makefile("rw") as lines:
+                monitor.settimeout(_SECONDS)
+                channel.settimeout(_SECONDS)
+                lines.readline()  # the greeting
+                _ask(lines, "qmp_capabilities")
+                capability = {"capability": "x-ignore-shared", "state": True}
+                _ask(lines, "migrate-set-capabilities", capabilities=[capability])
+                _ask(lines, "migrate-incoming", uri=f"file:{self._state}")
+                while _ask(lines, "query-migrate").get("status") != "completed":
+                    time.sleep(0.001)
+                _ask(lines, "cont")
+                _handshake(channel)
+                return time.monotonic() - started
+        finally:
+            for listener in listeners:
+                listener.close()
+            process.kill()
+            process.wait()
+
+    def _listen(self, name: str) -> socket.socket:
+        path = self._directory / name
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.settimeout(_SECONDS)
+        listener.bind(str(path))
+        listener.listen(1)
+        return listener
+
+
+def _ask(lines: Any, command: str, **arguments: Any) -> dict[str, Any]:
+    lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+    lines.flush()
+    while True:
+        message: dict[str, Any] = json.loads(lines.readline())
+        if "return" in message:
+            return dict(message["return"])
+        if "error" in message:
+            raise RuntimeError(f"QEMU refused {command}: {message['error']['desc']}")
+
+
+def _handshake(channel: socket.socket) -> None:
+    identity = Identity(hostname="raw")
+    channel.sendall(encode(Kind.HELLO, identity.epoch, 0, identity.hello()))
+    decoder = Decoder(GUEST_LIMITS)
+    while not (frames := decoder.feed(channel.recv(65536))):
+        pass
+    identity.verify(frames[0].payload)

@@ -1,0 +1,33 @@
+"""`sandbox setup`: system packages, guest image, template; each only if it is missing."""
+
+from __future__ import annotations
+
+import sys
+
+from sandbox.cli.run import run
+from sandbox.config import TemplateConfig
+from sandbox.log import log
+from sandbox.setup import packages
+
+
+def run_setup(image: str, *, check_only: bool) -> int:
+    lacking = packages.missing()
+    if check_only:
+        print(f"missing packages: {' '.join(lacking)}" if lacking else "all system packages are there")
+        return 1 if lacking else 0
+    if lacking and (status := packages.install()) != 0:
+        return status
+    try:
+        import libvirt  # noqa: F401, PLC0415
+    except ImportError as error:
+        print(f"sandbox: libvirt-python cannot be loaded ({error}); run `pip install --force-reinstall libvirt-python`", file=sys.stderr)
+        return 1
+    return run(_prepare(image))
+
+
+async def _prepare(image: str) -> int:
+    from sandbox.template.template import Template  # noqa: PLC0415 - needs libvirt, which may have come just now
+
+    template = await Template.ensure(TemplateConfig(image=image))
+    log.progress(f"ready: image {image}, {template.spec.memory_mib} MiB, {template.host.platform.accelerator}")
+    return 0
