@@ -104,14 +104,18 @@ class Agent:
 
 
 def main():
+    become = None
     try:
         boot.mount_everything()
         boot.protect_self()
         Agent(boot.open_port()).serve()
-    except Become as become:  # only in a forked child: the agent's frames are gone from its stack
-        become.run()
+    except Become as request:  # only in a forked child
+        become = request
     except Exception:
         traceback.print_exc()
+    if become is not None:
+        # Outside of the handler: the agent's frames are gone, and no exception of ours is the context of the user's.
+        become.with_traceback(None).run()
     boot.power_off()
 
 

@@ -45,7 +45,9 @@ def _forget_agent():
 
 def _open_stdio():
     """Fresh streams on the new descriptors; lines leave as soon as they are complete."""
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8", errors="surrogateescape")
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(
+        open(0, "rb", closefd=False), encoding="utf-8", errors="surrogateescape"
+    )
     sys.stdout = sys.__stdout__ = io.TextIOWrapper(
         open(1, "wb", closefd=False), encoding="utf-8", errors="surrogateescape", line_buffering=True
     )

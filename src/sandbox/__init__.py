@@ -1,0 +1,87 @@
+"""Run code nobody trusts in fresh virtual machines, cloned from a golden snapshot.
+
+    async with VMPool(PoolConfig(min_size=4)) as pool:
+        async with pool.acquire() as vm:
+            result = await vm.run("print(6 * 7)", timeout=10)
+
+Names are imported when they are first used, so that `import sandbox` costs nothing and needs no libvirt.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.config import HostConfig as HostConfig
+    from sandbox.config import PoolConfig as PoolConfig
+    from sandbox.config import TemplateConfig as TemplateConfig
+    from sandbox.errors import ConfigError as ConfigError
+    from sandbox.errors import ExecutionFailed as ExecutionFailed
+    from sandbox.errors import GuestFileError as GuestFileError
+    from sandbox.errors import GuestLost as GuestLost
+    from sandbox.errors import HostResources as HostResources
+    from sandbox.errors import HypervisorError as HypervisorError
+    from sandbox.errors import ImageError as ImageError
+    from sandbox.errors import PoolClosed as PoolClosed
+    from sandbox.errors import PoolTimeout as PoolTimeout
+    from sandbox.errors import ProtocolError as ProtocolError
+    from sandbox.errors import SandboxError as SandboxError
+    from sandbox.errors import StartError as StartError
+    from sandbox.errors import StateError as StateError
+    from sandbox.errors import TemplateError as TemplateError
+    from sandbox.oneshot import run as run
+    from sandbox.pool.lease import Lease as Lease
+    from sandbox.pool.pool import VMPool as VMPool
+    from sandbox.pool.statistics import PoolStatistics as PoolStatistics
+    from sandbox.result import Outcome as Outcome
+    from sandbox.result import Result as Result
+    from sandbox.template.template import Template as Template
+    from sandbox.vm import VM as VM
+    from sandbox.vm import VMSource as VMSource
+
+_HOMES = {
+    "sandbox.config": ("HostConfig", "PoolConfig", "TemplateConfig"),
+    "sandbox.errors": (
+        "ConfigError",
+        "ExecutionFailed",
+        "GuestFileError",
+        "GuestLost",
+        "HostResources",
+        "HypervisorError",
+        "ImageError",
+        "PoolClosed",
+        "PoolTimeout",
+        "ProtocolError",
+        "SandboxError",
+        "StartError",
+        "StateError",
+        "TemplateError",
+    ),
+    "sandbox.pool.lease": ("Lease",),
+    "sandbox.pool.pool": ("VMPool",),
+    "sandbox.pool.statistics": ("PoolStatistics",),
+    "sandbox.result": ("Outcome", "Result"),
+    "sandbox.oneshot": ("run",),
+    "sandbox.template.template": ("Template",),
+    "sandbox.vm": ("VM", "VMSource"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - computed, so that it cannot drift from what is offered
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - 10 ms that most callers need not pay
+
+        return version("sandbox-vmpool")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sandbox' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

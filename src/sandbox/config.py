@@ -41,6 +41,9 @@ class HostConfig(_Frozen):
     runtime_dir: Path = Field(default_factory=lambda: Paths.default().runtime)
     """Sockets and libvirt's state of living processes; keep it short."""
 
+    memory_reserve_mib: int = Field(default=256, ge=0)
+    """No VM is started when, with its memory full, less than this would stay available on the host."""
+
     @property
     def paths(self) -> Paths:
         return Paths(self.data_dir, self.runtime_dir)

@@ -30,7 +30,6 @@ class Logger:
     def error(self, event: str, **fields: Any) -> None:
         _bound().error(event, **fields)
 
-
     def progress(self, message: str) -> None:
         """Say what set-up is being done, on the logger `sandbox.setup`; the command line shows it as it is."""
         logging.getLogger("sandbox.setup").info(message)

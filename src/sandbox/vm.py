@@ -12,8 +12,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
-import anyio
-
 from sandbox.errors import ConfigError, GuestFileError, GuestLost, StartError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.identity import Identity, Receipt
@@ -88,8 +86,9 @@ class VM:
         gets (`"stdout"` or `"stderr"`, bytes) as the program writes; awaiting in it slows the program down.
         `capture_bytes` bounds what each stream of the result holds. Raises `GuestLost` when the VM dies meanwhile.
         """
-        request = {"op": "python", "code": code, "name": name, "argv": list(args)}
-        return await self._execute(request, timeout, env, cwd, user, stdin, on_output, capture_bytes)
+        request: dict[str, object] = {"op": "python", "code": code, "name": name, "argv": list(args)}
+        request |= {"env": dict(env or {}), "cwd": cwd, "user": user}
+        return await self._execute(request, timeout, stdin, on_output, capture_bytes)
 
     async def exec(
         self,
@@ -111,21 +110,22 @@ class VM:
         if not vector:
             raise ConfigError("the argument vector is empty")
         request: dict[str, object] = {"op": "argv", "argv": vector}
-        return await self._execute(request, timeout, env, cwd, user, stdin, on_output, capture_bytes)
+        request |= {"env": dict(env or {}), "cwd": cwd, "user": user}
+        return await self._execute(request, timeout, stdin, on_output, capture_bytes)
 
     async def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
         """Write `data` to `path` in the guest, as the unprivileged user unless `user` says otherwise.
 
         Relative paths start at the working directory. Raises `GuestFileError` with the guest's errno.
         """
-        request: dict[str, object] = {"op": "write", "path": path, "mode": mode}
-        result = await self._execute(request, FILE_SECONDS, None, None, user, data, None, CAPTURE_BYTES)
+        request: dict[str, object] = {"op": "write", "path": path, "mode": mode, "user": user}
+        result = await self._execute(request, FILE_SECONDS, data, None, CAPTURE_BYTES)
         _check_file(result, path)
 
     async def read_file(self, path: str, *, user: str | None = None, limit: int = FILE_BYTES) -> bytes:
         """Return the content of `path` in the guest; refuse one of more than `limit` bytes."""
-        request: dict[str, object] = {"op": "read", "path": path}
-        result = await self._execute(request, FILE_SECONDS, None, None, user, b"", None, limit)
+        request: dict[str, object] = {"op": "read", "path": path, "user": user}
+        result = await self._execute(request, FILE_SECONDS, b"", None, limit)
         _check_file(result, path)
         if result.stdout_truncated:
             raise GuestFileError(errno.EFBIG, f"the file has {result.stdout_bytes} bytes, the limit is {limit}", path)
@@ -135,17 +135,13 @@ class VM:
         self,
         request: dict[str, object],
         timeout: float | None,
-        env: Mapping[str, str] | None,
-        cwd: str | None,
-        user: str | None,
         stdin: Stdin,
         on_output: OutputSink | None,
         capture_bytes: int,
     ) -> Result:
         if timeout is not None and timeout <= 0:
             raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
-        request = {**request, "env": _checked_env(env), "cwd": cwd, "user": user}
-        _refuse_nul(request)
+        _check_words(request)
         result = await execute(
             self._client,
             request,
@@ -182,7 +178,7 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
     loop = asyncio.get_running_loop()
     pidfd = machine.process.fileno()
     try:
-        client = GuestClient(machine.stream, on_lost=lambda error: vm._lose(error))
+        client = GuestClient(machine.stream, on_lost=lambda error: vm._lose(error))  # noqa: PLW0108 - vm comes later
         vm = VM(machine, client)
 
         def on_death() -> None:
@@ -224,18 +220,15 @@ def _check_file(result: Result, path: str) -> None:
     raise GuestFileError(number, os.strerror(number), path)
 
 
-def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
-    for key in env or {}:
-        if not key or "=" in key:
-            raise ConfigError(f"environment variable name {key!r} is empty or holds '='")
-    return dict(env or {})
-
-
-def _refuse_nul(request: Mapping[str, object]) -> None:
-    environment = request["env"]
-    assert isinstance(environment, dict)
-    argv = request.get("argv")
-    words = [*environment.keys(), *environment.values(), *(argv if isinstance(argv, list) else ())]
-    words += [value for key in ("cwd", "user", "path", "name") if isinstance(value := request.get(key), str)]
+def _check_words(request: Mapping[str, object]) -> None:
+    """Refuse what no program can be given: names without a name, and NUL bytes."""
+    words = [value for key in ("cwd", "user", "path", "name") if isinstance(value := request.get(key), str)]
+    if isinstance(argv := request.get("argv"), list):
+        words += argv
+    if isinstance(environment := request.get("env"), dict):
+        words += [*environment.keys(), *environment.values()]
+        for name in environment:
+            if not name or "=" in name:
+                raise ConfigError(f"environment variable name {name!r} is empty or holds '='")
     if any("\0" in word for word in words):
         raise ConfigError("an argument, path or environment variable holds a NUL byte, which no program can take")

@@ -20,6 +20,7 @@ from sandbox.errors import ConfigError, GuestLost, SandboxError
 from sandbox.guest.run import StreamName
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
+from sandbox.vm import CAPTURE_BYTES
 
 _PIPE_BYTES = 4096
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
@@ -67,7 +68,7 @@ async def _exec(request: ExecRequest, code: str, name: str, env: dict[str, str],
                 env=env,
                 stdin=b"" if request.script == "-" else _standard_input(),
                 on_output=None if request.as_json else _pass_on,
-                **({} if request.as_json else {"capture_bytes": 0}),
+                capture_bytes=CAPTURE_BYTES if request.as_json else 0,
             )
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:

@@ -44,14 +44,20 @@ def _common(
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_command(
-    script: Annotated[str | None, typer.Argument(metavar="SCRIPT", help="A Python file, or - for standard input.")] = None,
+    script: Annotated[
+        str | None, typer.Argument(metavar="SCRIPT", help="A Python file, or - for standard input.")
+    ] = None,
     args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")] = None,
     code: Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")
+    ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")] = None,
     memory: Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")] = "256",
     image: ImageOption = "default",
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")
+    ] = False,
 ) -> None:
     """Run a Python script in a fresh virtual machine.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 from sandbox.cli.run import run
 from sandbox.config import TemplateConfig
@@ -17,16 +18,14 @@ def run_setup(image: str, *, check_only: bool) -> int:
         return 1 if lacking else 0
     if lacking and (status := packages.install()) != 0:
         return status
-    try:
-        import libvirt  # noqa: F401, PLC0415
-    except ImportError as error:
-        print(f"sandbox: libvirt-python cannot be loaded ({error}); run `pip install --force-reinstall libvirt-python`", file=sys.stderr)
+    if find_spec("libvirt") is None:
+        print("sandbox: libvirt-python is missing; run `pip install libvirt-python`", file=sys.stderr)
         return 1
     return run(_prepare(image))
 
 
 async def _prepare(image: str) -> int:
-    from sandbox.template.template import Template  # noqa: PLC0415 - needs libvirt, which may have come just now
+    from sandbox.template.template import Template
 
     template = await Template.ensure(TemplateConfig(image=image))
     log.progress(f"ready: image {image}, {template.spec.memory_mib} MiB, {template.host.platform.accelerator}")

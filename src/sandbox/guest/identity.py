@@ -41,7 +41,7 @@ class Identity:
     def verify(self, payload: bytes) -> Ready:
         """Return the guest's answer; raise `ProtocolError` unless it proves that identity and entropy are in force."""
         if len(payload) != READY.size:
-            raise ProtocolError(f"the guest's READY has {len(payload)} bytes instead of {READY.size}; rebuild its image")
+            raise ProtocolError(f"the guest's READY has {len(payload)} bytes, not {READY.size}; rebuild its image")
         ready = Ready(*READY.unpack(payload))
         if ready.protocol != PROTOCOL_VERSION:
             raise ProtocolError(

@@ -128,9 +128,7 @@ async def _feed_bytes(client: GuestClient, execution: Execution, data: bytes) ->
         view = view[len(piece) :]
 
 
-async def _consume(
-    client: GuestClient, execution: Execution, capture: Capture, on_output: OutputSink | None
-) -> None:
+async def _consume(client: GuestClient, execution: Execution, capture: Capture, on_output: OutputSink | None) -> None:
     """Take output until the end, granting the guest new credit for what was consumed."""
     while True:
         while (piece := execution.take()) is not None:

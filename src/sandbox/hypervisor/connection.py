@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.errors import HypervisorError
+
 from sandbox.hypervisor.libvirt_log import libvirt  # isort: skip - it must come before any other import of libvirt
 import libvirt_qemu
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import pwd
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -17,23 +18,26 @@ from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import HypervisorError
+from sandbox.errors import HostResources, HypervisorError
 from sandbox.hypervisor.connection import Connection
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
+from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
 from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.resources import admit
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import MachineSpec, Platform
-from sandbox.hypervisor.stream import Listener
+from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 CALL_SECONDS = 30.0
+ACCEPT_SECONDS = 5.0
 THREADS = 32
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("sandbox_hypervisor_threads")
-_shared: dict[tuple[str, Path, Path, str], Hypervisor] = {}
+_shared: dict[tuple[object, ...], Hypervisor] = {}
 _shared_lock = threading.Lock()
 
 
@@ -70,6 +74,7 @@ class Hypervisor:
             self.rundir.remove()
             raise
         self._numbers = count(1)
+        self._reserve_mib = config.memory_reserve_mib
 
     def __repr__(self) -> str:
         return f"<Hypervisor {self.platform.accelerator} {self.rundir.path}>"
@@ -81,7 +86,7 @@ class Hypervisor:
 
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
-        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator)
+        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator, config.memory_reserve_mib)
         with _shared_lock:
             if key not in _shared:
                 _shared[key] = host = cls(config)
@@ -107,45 +112,68 @@ class Hypervisor:
     async def start(self, spec: MachineSpec) -> Machine:
         """Start a VM, or restore one when `spec.state` is given, and return it running with its channel connected.
 
-        If this fails or is cancelled, no VM is left behind.
+        Raises `HostResources` when the host is full and `HypervisorError` when libvirt or QEMU refuses. If this fails
+        or is cancelled, no VM is left behind.
         """
-        number = next(self._numbers)
-        name = f"sbx-{self.rundir.path.name}-{number}"
-        listener = Listener(self.rundir.path / f"{number}.sock", self.owner)
-        xml = domain_xml(
-            spec,
-            self.platform,
-            name=name,
-            uuid=str(uuid.uuid4()),
-            genid=str(uuid.uuid4()),
-            channel=listener.path,
-        )
-
+        name = f"sbx-{self.rundir.path.name}-{next(self._numbers)}"
+        handover: Handover[tuple[Process, socket.socket]] = Handover()
         try:
-            await self.call(self.connection.start, name, xml, spec.state, self._log_file(name))
-            with anyio.fail_after(CALL_SECONDS):
-                stream = await listener.accept()
+            process, sock = await self.call(self._start_blocking, name, spec, handover)
         except BaseException:
-            await self._abandon(name)
+            if (started := handover.abandon()) is not None:  # it came up while we were turning away
+                await self.call(self._end_blocking, name, *started)
             raise
-        finally:
-            listener.close()
-        process = Process.open(stream.peer_pid, name)
-        if process is None:
-            stream.close()
-            await self._abandon(name)
-            raise HypervisorError(f"QEMU of {name} ended as soon as it had started; see {self._log_file(name)}")
-        return Machine(self, name, process, stream)
+        return Machine(self, name, process, SocketStream(sock))
 
-    async def _abandon(self, name: str) -> None:
+    def _start_blocking(
+        self, name: str, spec: MachineSpec, handover: Handover[tuple[Process, socket.socket]]
+    ) -> tuple[Process, socket.socket]:
+        """Do all that blocks in one thread, and end what was started if nobody takes it."""
+        admit(spec.memory_mib, self._reserve_mib)
+        try:
+            listener = Listener(self.rundir.path / f"{name}.sock", self.owner)
+        except OSError as error:
+            raise HostResources(f"no socket for another VM: {error.strerror}; `ulimit -n` tells the limit") from error
+        with listener:
+            xml = domain_xml(
+                spec,
+                self.platform,
+                name=name,
+                uuid=str(uuid.uuid4()),
+                genid=str(uuid.uuid4()),
+                channel=listener.path,
+            )
+            self.connection.start(name, xml, spec.state, self._log_file(name))
+            sock = process = None
+            try:
+                sock = listener.accept(ACCEPT_SECONDS)
+                process = Process.open(peer_pid(sock), name)
+                if process is None:
+                    raise HypervisorError(
+                        f"QEMU of {name} ended as soon as it had started; `-vv` shows libvirt's messages"
+                    )
+                handover.offer((process, sock))
+            except BaseException as error:
+                self._end_blocking(name, process, sock)
+                if isinstance(error, OSError):
+                    raise HypervisorError(f"QEMU of {name} did not connect its channel: {error}") from error
+                raise
+        return process, sock
+
+    def _end_blocking(self, name: str, process: Process | None, sock: socket.socket | None) -> None:
         """End whatever exists under this name, by libvirt and, should that fail, by our own hand."""
-        with anyio.CancelScope(shield=True):
-            with suppress(HypervisorError):
-                await self.call(self.connection.destroy, name)
-            for process in Process.find(f"guest={name},"):
-                process.kill()
-                process.wait_dead_blocking(1.0)
-                process.close()
+        if sock is not None:
+            sock.close()
+        if process is not None:
+            process.kill()
+            process.wait_dead_blocking(1.0)
+            process.close()
+        with suppress(HypervisorError):
+            self.connection.destroy(name)
+        for left in Process.find(f"guest={name},"):
+            left.kill()
+            left.wait_dead_blocking(1.0)
+            left.close()
 
     def _log_file(self, name: str) -> Path:
         return self.rundir.path / "l" / "log" / "qemu" / f"{name}.log"

@@ -61,7 +61,7 @@ class Process:
     @classmethod
     def find(cls, mark: str) -> list[Process]:
         """Return every QEMU process whose command line contains `mark`."""
-        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
         marked = [pid for pid in pids if mark in (line := command_line(pid)) and "qemu-system" in line.split(" ", 1)[0]]
         return [process for pid in marked if (process := cls.open(pid, mark))]
 

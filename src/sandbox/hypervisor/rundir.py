@@ -77,6 +77,24 @@ def reap(runtime: Path) -> int:
     return cleared
 
 
+def stale(runtime: Path) -> int:
+    """Return how many run directories have no living owner; change nothing."""
+    count = 0
+    for path in runtime.glob("[!.]*"):
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            count += 1
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
+    return count
+
+
 def _clear(path: Path) -> None:
     for process in Process.find(f"{path}/"):
         log.warning("leftover_vm_killed", pid=process.pid, run_directory=str(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 
 _RECEIVE_BYTES = 256 * 1024
+_CREDENTIALS = struct.Struct("3i")
 
 
 class SocketStream:
@@ -23,14 +24,6 @@ class SocketStream:
         self._socket = sock
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def peer_pid(self) -> int:
-        """The process at the other end, as the kernel tells."""
-        size = struct.calcsize("3i")
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid: int = struct.unpack("3i", credentials)[0]
-        return pid
 
     def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
         """Call `on_data` from the event loop with all that arrives; with nothing, once, when the peer is gone.
@@ -87,7 +80,6 @@ class Listener:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.setblocking(False)
             self._socket.bind(str(path))
             path.chmod(0o600)
             if owner is not None:
@@ -97,14 +89,24 @@ class Listener:
             self.close()
             raise
 
-    async def accept(self) -> SocketStream:
-        """Return the first connection."""
-        while True:
-            try:
-                return SocketStream(self._socket.accept()[0])
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
+    def accept(self, seconds: float) -> socket.socket:
+        """Return the first connection; raise `TimeoutError` if none comes in time. Blocks."""
+        self._socket.settimeout(seconds)
+        return self._socket.accept()[0]
 
     def close(self) -> None:
         self._socket.close()
         self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the process at the other end of a connected Unix socket, as the kernel tells."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(credentials)[0]
+    return pid

@@ -44,6 +44,11 @@ def build_image(recipe: Recipe, store: ImageStore, progress: Progress, *, fresh:
     return _build(recipe, host_release(), store, progress, fresh=fresh, force=True)
 
 
+def is_current(name: str, store: ImageStore) -> bool:
+    """Return whether `ensure_image` would find the image of this recipe built and up to date."""
+    return _current(load_recipe(name), host_release(), store) is not None
+
+
 def agent_sources() -> dict[str, bytes]:
     """Return the agent's files by name, the shared protocol among them."""
     sources = {path.name: path.read_bytes() for path in sorted(resource("guest_agent").glob("*.py"))}

@@ -1,4 +1,4 @@
-"""Run one long program so that nothing of it outlives us."""
+"""Run one long program so that nothing of it outlives us: no process, and no mount."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from pathlib import Path
 
 from sandbox.errors import ImageError
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 30.0
+_DIE_WITH_US = ("setpriv", "--pdeathsig")
+_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 
 
 def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Path, directory: Path) -> int:
     """Run a program to its end and return its exit status; its output goes to `log`.
 
     It has no input and a process group of its own, so a terminal's Ctrl-C reaches us and not half of its children.
-    Any exception here, and the death of the calling thread, ends it: first politely, because mmdebstrap then
-    removes what it has made under other user ids, and after a grace period by force.
+    Any exception here, and the death of the calling thread, ends it.
+
+    As root it runs in namespaces of its own: killing it there kills all of its descendants, and what it mounts is never
+    visible to the host, so that no clean-up can ever walk into the host's /proc, /sys or /dev. Without root,
+    mmdebstrap makes its own namespaces, and is asked to end: only it can remove files of its subordinate users.
     """
-    watched = ["setpriv", "--pdeathsig", "TERM", "--", *arguments]
+    contained = os.geteuid() == 0
+    prefix = (*_DIE_WITH_US, "KILL", "--", *_NAMESPACES) if contained else (*_DIE_WITH_US, "TERM", "--")
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(
-                watched,
+                [*prefix, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -40,10 +46,19 @@ def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Pat
             return process.wait()
         finally:
             if process.returncode is None:
-                _end(process)
+                _kill_contained(process) if contained else _ask_to_end(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill_contained(process: subprocess.Popen[bytes]) -> None:
+    """Kill the namespace's first process; `unshare` then ends when the last of them is gone."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in children or [str(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    process.wait()
+
+
+def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         with suppress(subprocess.TimeoutExpired):

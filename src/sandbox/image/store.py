@@ -234,12 +234,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _mounts_below(path: Path) -> list[str]:
+    """Return what is mounted below `path`, where removing files would remove somebody else's."""
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [point for point in points if point.startswith(f"{path.resolve()}/")]
+
+
 def _remove(path: Path) -> int:
     """Remove a file or a tree; return how many bytes that freed."""
     if path.is_symlink() or not path.is_dir():
         with suppress(FileNotFoundError):
             path.unlink()
         return 0
+    if mounted := _mounts_below(path):
+        raise ImageError(f"{mounted[0]} is mounted in a directory to be removed: unmount it, then try again")
     statuses = [file.lstat() for file in path.rglob("*")]
     shutil.rmtree(path)
     # A hard-linked file goes with its last link, so it counts where its link count has come down to one.

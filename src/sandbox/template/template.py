@@ -42,14 +42,13 @@ class Template:
         return f"<Template {self.directory.name} {self.spec.memory_mib} MiB {self.host.platform.accelerator}>"
 
     @classmethod
-    async def ensure(
-        cls, config: TemplateConfig = TemplateConfig(), host_config: HostConfig | None = None
-    ) -> Template:
+    async def ensure(cls, config: TemplateConfig | None = None, host_config: HostConfig | None = None) -> Template:
         """Return the template for `config`; build its image and bake it first where they are missing or stale.
 
         However many processes ask at once, one of them builds. A template whose files or whose environment differ
         from its manifest is never used: it is baked anew.
         """
+        config = config or TemplateConfig()
         host_config = host_config or HostConfig()
         image = await run_sync(_image, config.image, ImageStore(host_config.paths.images))
         host = await Hypervisor.connect(host_config)
@@ -73,7 +72,8 @@ class Template:
             async with _locked(templates / f"{requirement.key}.lock"):
                 manifest = await run_sync(_load_verified, directory, requirement)  # somebody may have been faster
                 if manifest is None:
-                    log.progress(f"baking the template ({config.image}, {config.memory_mib} MiB, {host.platform.accelerator})")
+                    what = f"{config.image}, {config.memory_mib} MiB, {host.platform.accelerator}"
+                    log.progress(f"baking the template ({what})")
                     await bake(host, spec, requirement, directory)
                     manifest = await run_sync(_load_verified, directory, requirement)
         if manifest is None:

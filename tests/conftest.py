@@ -1,0 +1,73 @@
+"""Fixtures are the stages of a VM's life: template, restored VM, pool. All of them are real."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from blockbuster import BlockBuster
+
+from sandbox.config import HostConfig, PoolConfig
+from sandbox.hypervisor.process import Process
+from sandbox.pool.pool import VMPool
+from sandbox.template.template import Template
+from sandbox.vm import VM
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A library call that blocks the event loop fails the test that made it."""
+    blockbuster = BlockBuster("sandbox")
+    # The CLI and the benchmarks own their event loop and may block it between steps.
+    for function in blockbuster.functions.values():
+        function.can_block_in("sandbox/cli", {"_load"})
+    blockbuster.activate()
+    yield
+    blockbuster.deactivate()
+
+
+@pytest.fixture(scope="session")
+async def template() -> Template:
+    """The default image's golden snapshot, baked if need be."""
+    return await Template.ensure()
+
+
+@pytest.fixture
+async def vm(template: Template) -> AsyncIterator[VM]:
+    """One fresh clone."""
+    async with template.lease() as vm:
+        yield vm
+
+
+@pytest.fixture
+def host_config() -> HostConfig:
+    return HostConfig()
+
+
+@pytest.fixture
+async def pool(template: Template) -> AsyncIterator[VMPool]:
+    """An open pool with two VMs ready."""
+    async with VMPool(PoolConfig(min_size=2, max_size=4), source=template) as pool:
+        await pool.wait_ready()
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """After every test that uses VMs: no QEMU of ours runs, no socket is left, libvirt knows no domain of ours."""
+    yield
+    if "template" not in request.fixturenames:
+        return
+    template: Template = request.getfixturevalue("template")
+    host = template.host
+    with anyio.fail_after(5):  # libvirt drops its record of a dead VM within 0.2 s
+        while names := await host.call(host.connection.domains):
+            logging.getLogger("tests").info("libvirt still knows %s", names)
+            await anyio.sleep(0.02)
+    assert not [process.pid for process in await anyio.to_thread.run_sync(Process.find, f"{host.rundir.path}/")]
+    assert [path.name for path in host.rundir.path.glob("*.sock")] == []
