@@ -52,9 +52,10 @@ class Execution:
             if self.stdin_credit > WINDOW_BYTES:
                 raise FrameError(f"execution {self.id} granted more input than its window")
         elif frame.kind is Kind.EXITED:
-            self.end = End.model_validate_json(frame.payload)
-            if (self.end.code is None) == (self.end.signal is None):
+            end = End.model_validate_json(frame.payload)
+            if (end.code is None) == (end.signal is None):
                 raise FrameError("an end has either an exit code or a signal")
+            self.end = end
         else:
             raise FrameError(f"{frame.kind.name} does not belong to an execution")
         self._wake()

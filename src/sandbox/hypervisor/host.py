@@ -18,7 +18,7 @@ from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import HostResources, HypervisorError
+from sandbox.errors import ConfigError, HostResources, HypervisorError
 from sandbox.hypervisor.connection import Connection
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
@@ -74,7 +74,6 @@ class Hypervisor:
             self.rundir.remove()
             raise
         self._numbers = count(1)
-        self._reserve_mib = config.memory_reserve_mib
 
     def __repr__(self) -> str:
         return f"<Hypervisor {self.platform.accelerator} {self.rundir.path}>"
@@ -86,9 +85,14 @@ class Hypervisor:
 
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
-        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator, config.memory_reserve_mib)
+        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator)
         with _shared_lock:
             if key not in _shared:
+                if any(config.uri == other[0] for other in _shared):
+                    raise ConfigError(
+                        "this process already uses libvirt with other directories or another accelerator; "
+                        "use the same HostConfig everywhere, or another process"
+                    )
                 _shared[key] = host = cls(config)
                 atexit.register(host.close)
             return _shared[key]
@@ -109,16 +113,16 @@ class Hypervisor:
         name = getattr(function, "__name__", "call")
         raise HypervisorError(f"libvirt did not answer `{name}` within {CALL_SECONDS:g} s; is its daemon hanging?")
 
-    async def start(self, spec: MachineSpec) -> Machine:
+    async def start(self, spec: MachineSpec, *, reserve_mib: int = 0) -> Machine:
         """Start a VM, or restore one when `spec.state` is given, and return it running with its channel connected.
 
-        Raises `HostResources` when the host is full and `HypervisorError` when libvirt or QEMU refuses. If this fails
-        or is cancelled, no VM is left behind.
+        Raises `HostResources` when less than `reserve_mib` would stay available with the guest's memory full, and
+        `HypervisorError` when libvirt or QEMU refuses. If this fails or is cancelled, no VM is left behind.
         """
         name = f"sbx-{self.rundir.path.name}-{next(self._numbers)}"
         handover: Handover[tuple[Process, socket.socket]] = Handover()
         try:
-            process, sock = await self.call(self._start_blocking, name, spec, handover)
+            process, sock = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
                 await self.call(self._end_blocking, name, *started)
@@ -126,10 +130,10 @@ class Hypervisor:
         return Machine(self, name, process, SocketStream(sock))
 
     def _start_blocking(
-        self, name: str, spec: MachineSpec, handover: Handover[tuple[Process, socket.socket]]
+        self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[tuple[Process, socket.socket]]
     ) -> tuple[Process, socket.socket]:
         """Do all that blocks in one thread, and end what was started if nobody takes it."""
-        admit(spec.memory_mib, self._reserve_mib)
+        admit(spec.memory_mib, reserve_mib)
         try:
             listener = Listener(self.rundir.path / f"{name}.sock", self.owner)
         except OSError as error:

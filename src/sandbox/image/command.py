@@ -25,8 +25,9 @@ def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Pat
     As root it runs in namespaces of its own: killing it there kills all of its descendants, and what it mounts is never
     visible to the host, so that no clean-up can ever walk into the host's /proc, /sys or /dev. Without root,
     mmdebstrap makes its own namespaces, and is asked to end: only it can remove files of its subordinate users.
+    It is asked to end in a chroot too, where the kernel refuses to make mounts private.
     """
-    contained = os.geteuid() == 0
+    contained = os.geteuid() == 0 and _root_is_a_mount()
     prefix = (*_DIE_WITH_US, "KILL", "--", *_NAMESPACES) if contained else (*_DIE_WITH_US, "TERM", "--")
     with log.open("wb") as output:
         try:
@@ -47,6 +48,11 @@ def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Pat
         finally:
             if process.returncode is None:
                 _kill_contained(process) if contained else _ask_to_end(process)
+
+
+def _root_is_a_mount() -> bool:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == "/" for line in mounts)
 
 
 def _kill_contained(process: subprocess.Popen[bytes]) -> None:

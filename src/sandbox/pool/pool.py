@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import anyio
+from anyio.to_thread import run_sync
 
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError
@@ -85,6 +86,7 @@ class VMPool:
         if self._source is None:
             template = await Template.ensure(self.config.template, self.config.host)
             self._source = template.warmed() if self.config.warm_up else template
+        await run_sync(log.prepare)
         self._owner = asyncio.create_task(self._own(self._source), name="sandbox-pool")
 
     async def aclose(self) -> None:
@@ -180,21 +182,26 @@ class VMPool:
 
     async def _own(self, source: VMSource) -> None:
         """Keep the pool filled until it closes. Every slot is a child of this task and ends before it does."""
-        async with anyio.create_task_group() as group:
-            while not self._is_closing:
-                self._kick = anyio.Event()
-                pause = self._resume_at - time.monotonic()
-                if pause <= 0:
-                    for _ in range(self._starts_due()):
-                        slot = Slot(self, next(self._numbers))
-                        self._slots.add(slot)
-                        self._add(created=1)
-                        group.start_soon(slot.live, source, self.config.ttl)
-                with anyio.move_on_after(pause if pause > 0 else None):
-                    await self._kick.wait()
-            self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
-            for slot in list(self._slots):
-                slot.end()
+        try:
+            async with anyio.create_task_group() as group:
+                while not self._is_closing:
+                    self._kick = anyio.Event()
+                    pause = self._resume_at - time.monotonic()
+                    if pause <= 0:
+                        for _ in range(self._starts_due()):
+                            slot = Slot(self, next(self._numbers))
+                            self._slots.add(slot)
+                            self._add(created=1)
+                            group.start_soon(slot.live, source, self.config.ttl)
+                    with anyio.move_on_after(pause if pause > 0 else None):
+                        await self._kick.wait()
+                self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
+                for slot in list(self._slots):
+                    slot.end()
+        finally:  # also when a defect of ours or of a source brings the owner down: nobody is left waiting
+            self._is_closing = True
+            self._refuse_all(PoolClosed("the pool has ended; `aclose` raises the cause if it failed"))
+            self._tell()
 
     def _starts_due(self) -> int:
         config = self.config

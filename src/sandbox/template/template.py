@@ -37,6 +37,8 @@ class Template:
         self.directory = directory
         self.spec = spec
         self.manifest = manifest
+        self.memory_reserve_mib = 0
+        """What must stay available on the host for another clone to be started; see `HostConfig`."""
 
     def __repr__(self) -> str:
         return f"<Template {self.directory.name} {self.spec.memory_mib} MiB {self.host.platform.accelerator}>"
@@ -52,7 +54,9 @@ class Template:
         host_config = host_config or HostConfig()
         image = await run_sync(_image, config.image, ImageStore(host_config.paths.images))
         host = await Hypervisor.connect(host_config)
-        return await cls._ensure(host, image, config, host_config.paths.templates)
+        template = await cls._ensure(host, image, config, host_config.paths.templates)
+        template.memory_reserve_mib = host_config.memory_reserve_mib
+        return template
 
     @classmethod
     async def _ensure(cls, host: Hypervisor, image: Image, config: TemplateConfig, templates: Path) -> Template:
@@ -104,7 +108,7 @@ class Template:
     @asynccontextmanager
     async def _restore(self, *, warm: bool) -> AsyncIterator[VM]:
         started = time.monotonic()
-        machine = await self.host.start(self.spec)
+        machine = await self.host.start(self.spec, reserve_mib=self.memory_reserve_mib)
         async with open_vm(machine, ready_seconds=READY_SECONDS) as vm:
             restored = time.monotonic()
             if warm:

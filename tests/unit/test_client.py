@@ -1,0 +1,192 @@
+"""The host's side of the conversation against a guest that lies: a socket pair, no VM."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from sandbox.errors import GuestLost, ProtocolError
+from sandbox.guest.client import GuestClient
+from sandbox.guest.identity import Identity
+from sandbox.guest.run import execute
+from sandbox.hypervisor.stream import SocketStream
+from sandbox.wire import CHUNK_BYTES, HELLO, PROTOCOL_VERSION, READY, WINDOW_BYTES, Decoder, Frame, Kind, encode, proof
+from sandbox.wire import HOST_LIMITS as FROM_HOST
+
+END = json.dumps({"code": 0, "signal": None, "wall_s": 0.1}).encode()
+
+
+class Guest:
+    """The other end of the channel, scripted by a test."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._decoder = Decoder(FROM_HOST)
+        self._frames: list[Frame] = []
+        self.epoch = 0
+
+    async def receive(self) -> Frame:
+        while not self._frames:
+            await anyio.wait_readable(self.sock)
+            self._frames += self._decoder.feed(self.sock.recv(65536))
+        frame = self._frames.pop(0)
+        self.epoch = frame.epoch
+        return frame
+
+    def send(self, kind: Kind, ident: int = 0, payload: bytes = b"", *, epoch: int | None = None) -> None:
+        self.sock.send(encode(kind, self.epoch if epoch is None else epoch, ident, payload))
+
+    async def be_ready(self, *, protocol: int = PROTOCOL_VERSION, spoil: bool = False, late_ns: int = 0) -> None:
+        entropy, clock, machine_id, boot_id, hostname = HELLO.unpack((await self.receive()).payload)
+        answer = proof(entropy, hostname.rstrip(b"\0"), machine_id, boot_id)
+        self.send(Kind.READY, 0, READY.pack(bytes(32) if spoil else answer, clock - late_ns, protocol, 1))
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[GuestClient, Guest]]:
+    ours, theirs = socket.socketpair()
+    stream = SocketStream(ours)
+    yield GuestClient(stream), Guest(theirs)
+    stream.close()
+    theirs.close()
+
+
+async def _ready(client: GuestClient, guest: Guest) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(guest.be_ready)
+        await client.handshake(Identity("test"), 5)
+
+
+async def test_handshake_confirms_identity(pair: tuple[GuestClient, Guest]) -> None:
+    """An honest guest is ready after one exchange."""
+    client, guest = pair
+    await _ready(client, guest)
+    assert client.lost is None
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [({"spoil": True}, "did not confirm"), ({"protocol": 999}, "protocol 999"), ({"late_ns": 3600 * 10**9}, "clock")],
+)
+async def test_unproven_identity_is_fatal(pair: tuple[GuestClient, Guest], lie: dict[str, int], said: str) -> None:
+    """No proof, another protocol or a clock that stays wrong: the machine is not used."""
+    client, guest = pair
+    async with anyio.create_task_group() as group:
+
+        async def answer_every_time() -> None:
+            while True:
+                await guest.be_ready(**lie)  # type: ignore[arg-type]
+
+        group.start_soon(answer_every_time)
+        with pytest.raises(ProtocolError, match=said):
+            await client.handshake(Identity("test"), 5)
+        group.cancel_scope.cancel()
+
+
+async def test_silent_guest_is_lost_after_the_timeout(pair: tuple[GuestClient, Guest]) -> None:
+    """A handshake that nobody answers ends by its deadline."""
+    client, _guest = pair
+    with pytest.raises(GuestLost, match="READY within"):
+        await client.handshake(Identity("test"), 0.05)
+
+
+async def _provoke(client: GuestClient, guest: Guest, kind: Kind, ident: int, payload: bytes, epoch_shift: int) -> None:
+    await _ready(client, guest)
+    async with anyio.create_task_group() as group:
+
+        async def misbehave() -> None:
+            await guest.receive()  # START of execution 1
+            guest.send(kind, ident, payload, epoch=(guest.epoch + epoch_shift) % 2**32)
+
+        group.start_soon(misbehave)
+        await _refused(client)
+
+
+async def _refused(client: GuestClient) -> None:
+    with pytest.raises(ProtocolError):
+        await execute(client, {}, stdin=b"", on_output=None, timeout=5, capture_bytes=100)
+    assert client.lost is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "ident", "payload", "epoch_shift"),
+    [
+        (Kind.OUT, 1, b"x", 1),  # of another epoch
+        (Kind.OUT, 7, b"x", 0),  # of an execution that never was
+        (Kind.READY, 0, bytes(READY.size), 0),  # not asked for
+        (Kind.QUIESCED, 0, b"", 0),
+        (Kind.EXITED, 1, b"{}", 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": 9, "wall_s": 1}', 0),  # both
+        (Kind.EXITED, 1, b'{"code": null, "signal": null, "wall_s": 1}', 0),  # neither
+        (Kind.EXITED, 1, b'{"code": "0", "signal": null, "wall_s": 1}', 0),  # of the wrong type
+        (Kind.EXITED, 1, b'{"code": 1e999, "signal": null, "wall_s": 1}', 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": NaN}', 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": 1, "host_path": "/etc"}', 0),
+        (Kind.EXITED, 1, b"[" * 60_000, 0),
+        (Kind.WINDOW_IN, 1, (WINDOW_BYTES).to_bytes(4, "big"), 0),  # credit that was never spent
+    ],
+)
+async def test_right_frame_at_the_wrong_time_ends_the_conversation(
+    pair: tuple[GuestClient, Guest], kind: Kind, ident: int, payload: bytes, epoch_shift: int
+) -> None:
+    """Whatever an honest guest could not have sent is a protocol error for everyone who waits."""
+    client, guest = pair
+    if kind is Kind.WINDOW_IN:  # nothing was sent, so any credit is too much
+        payload = (1).to_bytes(4, "big")
+    await _provoke(client, guest, kind, ident, payload, epoch_shift)
+
+
+async def test_flood_beyond_the_window_is_refused(pair: tuple[GuestClient, Guest]) -> None:
+    """A guest that ignores flow control is cut off after one window: memory stays bounded."""
+    client, guest = pair
+    await _ready(client, guest)
+    execution = client.open_execution()
+    for _ in range(WINDOW_BYTES // CHUNK_BYTES + 1):
+        await anyio.wait_writable(guest.sock)
+        guest.send(Kind.OUT, execution.id, bytes(CHUNK_BYTES))
+        await anyio.sleep(0)  # let the loop read what was sent
+    with anyio.fail_after(5):
+        while execution.lost is None:
+            await execution.wait_changed()
+    assert isinstance(client.lost, ProtocolError)
+
+
+async def test_second_end_of_one_execution_is_refused(pair: tuple[GuestClient, Guest]) -> None:
+    """An execution ends once."""
+    client, guest = pair
+    await _ready(client, guest)
+    execution = client.open_execution()
+    guest.send(Kind.EXITED, execution.id, END)
+    guest.send(Kind.EXITED, execution.id, END)
+    with anyio.fail_after(5):
+        while client.lost is None:
+            await execution.wait_changed()
+            await anyio.sleep(0)
+    assert isinstance(client.lost, ProtocolError)
+
+
+async def test_guest_that_does_not_obey_a_kill_is_given_up(pair: tuple[GuestClient, Guest]) -> None:
+    """The host's deadline does not need the guest's consent: the VM goes, the result says timed out."""
+    client, guest = pair
+    await _ready(client, guest)
+    result = await execute(client, {}, stdin=b"", on_output=None, timeout=0.05, capture_bytes=100)
+    assert result.timed_out
+    assert isinstance(client.lost, GuestLost)
+
+
+@pytest.mark.parametrize("cut", range(len(encode(Kind.EXITED, 0, 1, END))))
+async def test_frame_that_stops_anywhere_ends_by_the_deadline(pair: tuple[GuestClient, Guest], cut: int) -> None:
+    """Half a frame, then silence: at every byte the call still ends."""
+    client, guest = pair
+    await _ready(client, guest)
+    execution = client.open_execution()
+    guest.sock.send(encode(Kind.EXITED, guest.epoch, execution.id, END)[:cut])
+    with anyio.move_on_after(0.01) as scope:
+        await execution.wait_changed()
+    assert scope.cancelled_caught
+    assert execution.end is None
