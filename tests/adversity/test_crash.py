@@ -1,0 +1,102 @@
+"""Our own process is killed: what it leaves ends by itself or is ended by the next one, and nobody else's is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox.config import HostConfig
+from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.rundir import RunDirectory, reap, stale
+from sandbox.template.template import Template
+
+HOLDER = """
+import asyncio, json, sys
+from sandbox import PoolConfig, VMPool
+
+async def main():
+    async with VMPool(PoolConfig(min_size=2, warm_up=False)) as pool:
+        await pool.wait_ready()
+        lease = await pool.claim()
+        if sys.argv[1] == "stop":  # a guest that cannot notice that its host is gone
+            import os, signal
+            for slot in pool._slots:
+                if slot.vm:
+                    os.kill(slot.vm.pid, signal.SIGSTOP)
+        print(json.dumps({"name": lease.vm.name}), flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def _held(mode: str) -> tuple[subprocess.Popen[bytes], Path, list[Process]]:
+    """Start a process that holds VMs; return it, its run directory and the VMs."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, mode], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    name = json.loads(holder.stdout.readline())["name"]
+    rundir = HostConfig().runtime_dir / name.split("-")[1]
+    machines = Process.find(f"{rundir}/")
+    assert len(machines) >= 2
+    return holder, rundir, machines
+
+
+@pytest.mark.usefixtures("template")
+def test_next_start_ends_what_a_killed_process_left() -> None:
+    """After SIGKILL, even VMs that do not notice are found by their run directory and ended, and it is removed."""
+    holder, rundir, machines = _held("stop")
+    bystander = RunDirectory.create(rundir.parent)
+    assert rundir.is_dir()
+    holder.kill()
+    holder.communicate()
+    assert all(machine.is_alive for machine in machines), "the control: without a reaper they stay"
+    assert stale(rundir.parent) == 1
+    assert reap(rundir.parent) == 1
+    assert all(machine.wait_dead_blocking(0) for machine in machines)
+    assert not rundir.exists()
+    assert bystander.path.exists(), "a living process's directory is not touched"
+    bystander.remove()
+    for machine in machines:
+        machine.close()
+
+
+@pytest.mark.usefixtures("template")
+def test_guests_end_by_themselves_when_their_host_is_gone() -> None:
+    """A guest whose channel closes powers off, and its QEMU ends: no orphan waits for the next start."""
+    holder, rundir, machines = _held("run")
+    holder.kill()
+    holder.communicate()
+    assert all(machine.wait_dead_blocking(10) for machine in machines)
+    for machine in machines:
+        machine.close()
+    reap(rundir.parent)
+    assert not rundir.exists()
+
+
+def test_process_is_never_mistaken_for_another() -> None:
+    """A pid whose command line lacks the mark is not opened; a dead one is not either."""
+    sleeper = subprocess.Popen(["sleep", "1005"])
+    assert Process.open(sleeper.pid, "guest=") is None
+    process = Process.open(sleeper.pid, "sleep")
+    assert process is not None
+    assert process.kill()
+    assert process.wait_dead_blocking(5)
+    process.close()
+    sleeper.wait()
+    assert Process.open(sleeper.pid, "sleep") is None
+    os.kill(os.getpid(), signal.SIGCONT)
+
+
+def test_run_directory_of_another_user_is_refused(tmp_path: Path, template: Template) -> None:
+    """A runtime directory that somebody else owns is not trusted."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(Exception, match="belongs to another user"):
+        RunDirectory.create(tmp_path)

@@ -1,0 +1,145 @@
+"""Templates that are damaged, stale, or wanted by many at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox.config import HostConfig
+from sandbox.errors import TemplateError
+from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
+from sandbox.template.template import Template
+
+REQUIREMENT = Requirement(
+    image="i", memory_mib=256, vcpus=1, qemu_version="10", machine_type="q35", accelerator="tcg", cpu="max"
+)
+FLIPS = 1000
+
+
+@pytest.fixture
+def baked(tmp_path: Path) -> Path:
+    """A directory with a memory file (data, a hole, data), a state file and their manifest."""
+    source = random.Random(1)
+    with (tmp_path / MEMORY).open("wb") as file:
+        file.write(source.randbytes(300_000))
+        file.seek(4_000_000)
+        file.write(source.randbytes(100_000))
+        file.truncate(5_000_000)
+    (tmp_path / STATE).write_bytes(source.randbytes(50_000))
+    manifest = TemplateManifest(
+        requirement=REQUIREMENT,
+        agent=1,
+        created="2026-01-01T00:00:00+00:00",
+        freeze_seconds=0.1,
+        files={name: FileDigest.of(tmp_path / name) for name in (MEMORY, STATE)},
+    )
+    manifest.save(tmp_path)
+    return tmp_path
+
+
+def _flip(path: Path, offset: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def test_every_flipped_bit_is_found(baked: Path) -> None:
+    """1,000 single-bit errors at random places of the memory and the state: 1,000 are refused, and none without one."""
+    manifest = TemplateManifest.load(baked)
+    assert manifest is not None
+    manifest.verify(baked, REQUIREMENT)
+    source = random.Random(2)
+    found = 0
+    for _ in range(FLIPS):
+        name = source.choice((MEMORY, STATE))
+        offset = source.randrange(300_000 if name == MEMORY else 50_000)
+        bit = source.randrange(8)
+        _flip(baked / name, offset, bit)
+        with pytest.raises(TemplateError, match="differs"):
+            manifest.verify(baked, REQUIREMENT)
+        found += 1
+        _flip(baked / name, offset, bit)
+    assert found == FLIPS
+    manifest.verify(baked, REQUIREMENT)
+
+
+@pytest.mark.parametrize("name", [MEMORY, STATE])
+def test_truncated_longer_and_missing_files_are_refused(baked: Path, name: str) -> None:
+    """A file of another length, and one that is not there."""
+    manifest = TemplateManifest.load(baked)
+    assert manifest is not None
+    size = (baked / name).stat().st_size
+    for length in (size - 1, size + 1, 0):
+        os.truncate(baked / name, length)
+        with pytest.raises(TemplateError, match="differs"):
+            manifest.verify(baked, REQUIREMENT)
+    (baked / name).unlink()
+    with pytest.raises(TemplateError, match="cannot be read"):
+        manifest.verify(baked, REQUIREMENT)
+
+
+@pytest.mark.parametrize("field", [name for name in Requirement.model_fields if name != "format"])
+def test_every_part_of_the_environment_counts(baked: Path, field: str) -> None:
+    """Another QEMU, machine, processor, image, size, device list or command line: another key, and refused by name."""
+    manifest = TemplateManifest.load(baked)
+    assert manifest is not None
+    value = getattr(REQUIREMENT, field)
+    other = REQUIREMENT.model_copy(update={field: value + 1 if isinstance(value, int) else f"{value}x"})
+    assert other.key != REQUIREMENT.key
+    with pytest.raises(TemplateError, match=field):
+        manifest.verify(baked, other)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"requirement": 1}'])
+def test_damaged_manifest_is_told_from_a_missing_one(baked: Path, text: str) -> None:
+    """Garbage is an error, absence is an answer."""
+    (baked / "manifest.json").write_text(text)
+    with pytest.raises(TemplateError, match="damaged"):
+        TemplateManifest.load(baked)
+    (baked / "manifest.json").unlink()
+    assert TemplateManifest.load(baked) is None
+
+
+@pytest.fixture
+def private_data(template: Template, host_config: HostConfig) -> Path:  # type: ignore[misc]
+    """A data directory of its own that shares the built images."""
+    data = host_config.data_dir / f"test-{os.getpid()}"
+    data.mkdir(mode=0o755)
+    (data / "images").symlink_to(host_config.paths.images)
+    (data / "host").symlink_to(host_config.data_dir / "host")
+    yield data
+    shutil.rmtree(data)
+
+
+def _start(data: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sandbox", "exec", "-c", "print('ran')"]
+    environment = {**os.environ, "SANDBOX_DATA_DIR": str(data)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def test_one_of_many_bakes_and_a_damaged_template_is_baked_anew(private_data: Path) -> None:
+    """Three processes that find no template bake one; when its memory is damaged the next run replaces it."""
+    processes = [_start(private_data) for _ in range(3)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [output for output, _ in outputs] == [b"ran\n"] * 3, outputs
+    assert b"".join(errors for _, errors in outputs).count(b"baking the template") == 1
+
+    (memory,) = private_data.glob(f"templates/*/{MEMORY}")
+    memory.chmod(0o644)
+    _flip(memory, 1 << 20, 0)
+    output, errors = _start(private_data).communicate(timeout=120)
+    assert output == b"ran\n"
+    assert b"template_refused" in errors
+    assert b"baking the template" in errors
+
+    output, errors = _start(private_data).communicate(timeout=120)
+    assert (output, errors) == (b"ran\n", b"")
+    assert [path.name for path in private_data.glob("templates/.*")] == []
