@@ -46,6 +46,14 @@ class Paths:
         )
 
 
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """Make a directory, and its parents, with exactly this mode: QEMU's user must get in whatever our umask is."""
+    if not path.is_dir():
+        make_directory(path.parent, mode)
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+
+
 def resource(name: str) -> Path:
     """Return the directory `guest_agent` or `images`: inside the installed package, or beside `src` in a checkout."""
     package = Path(__file__).resolve().parent

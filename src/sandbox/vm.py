@@ -177,6 +177,7 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
     """
     loop = asyncio.get_running_loop()
     pidfd = machine.process.fileno()
+    client: GuestClient | None = None
     try:
         client = GuestClient(machine.stream, on_lost=lambda error: vm._lose(error))  # noqa: PLW0108 - vm comes later
         vm = VM(machine, client)
@@ -195,6 +196,8 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
         yield vm
     finally:
         loop.remove_reader(pidfd)
+        if client is not None:  # whoever still waits for an execution hears of the end
+            client.close(GuestLost(f"the lease on {machine.name} has ended: its VM is destroyed"))
         await machine.destroy()
 
 

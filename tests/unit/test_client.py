@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from sandbox.errors import GuestLost, ProtocolError
@@ -149,7 +150,7 @@ async def test_flood_beyond_the_window_is_refused(pair: tuple[GuestClient, Guest
     for _ in range(WINDOW_BYTES // CHUNK_BYTES + 1):
         await anyio.wait_writable(guest.sock)
         guest.send(Kind.OUT, execution.id, bytes(CHUNK_BYTES))
-        await anyio.sleep(0)  # let the loop read what was sent
+        await anyio.lowlevel.checkpoint()  # let the loop read what was sent
     with anyio.fail_after(5):
         while execution.lost is None:
             await execution.wait_changed()
@@ -166,7 +167,7 @@ async def test_second_end_of_one_execution_is_refused(pair: tuple[GuestClient, G
     with anyio.fail_after(5):
         while client.lost is None:
             await execution.wait_changed()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
     assert isinstance(client.lost, ProtocolError)
 
 

@@ -26,14 +26,16 @@ def built() -> None:
     subprocess.run([*SANDBOX, "setup"], check=True, capture_output=True, timeout=300)
 
 
-def sandbox(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def sandbox(
+    *arguments: str, stdin: bytes = b"", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Run the command; no output of ours is ever a traceback."""
     done = subprocess.run(
         [*SANDBOX, *arguments],
         input=stdin,
         capture_output=True,
         timeout=SECONDS,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
         check=False,
     )
     assert b"src/sandbox" not in done.stderr, done.stderr.decode()
@@ -104,7 +106,9 @@ def test_code_may_come_from_standard_input() -> None:
 def test_arguments_environment_and_input_reach_the_program() -> None:
     """`-c CODE -- ARGS`, `--env K=V` and `--env K`, standard input."""
     code = "import os, sys; print(sys.argv[1:], os.environ['A'], os.environ['B'], sys.stdin.read())"
-    done = sandbox("exec", "--env", "A=1", "--env", "B", "-c", code, "--", "--flag", "x", stdin=b"in", B="2")
+    done = sandbox(
+        "exec", "--env", "A=1", "--env", "B", "-c", code, "--", "--flag", "x", stdin=b"in", environment={"B": "2"}
+    )
     assert done.stdout == b"['--flag', 'x'] 1 2 in\n"
 
 
@@ -167,14 +171,14 @@ def test_reader_that_goes_away_ends_the_command_quietly() -> None:
 @pytest.mark.parametrize("variable", ["SANDBOX_RUNTIME_DIR", "SANDBOX_DATA_DIR"])
 def test_directory_that_cannot_be_written_is_named(variable: str) -> None:
     """No permission: the message names the directory and the variable that moves it."""
-    done = sandbox("exec", "-c", "1", **{variable: "/proc/nowhere"})
+    done = sandbox("exec", "-c", "1", environment={variable: "/proc/nowhere"})
     assert done.returncode == 125
     assert b"/proc/nowhere" in done.stderr
 
 
 def test_unreachable_libvirt_is_named() -> None:
     """A connection that is refused: the message names it."""
-    done = sandbox("exec", "-c", "1", SANDBOX_LIBVIRT_URI="qemu+unix:///system?socket=/nonexistent")
+    done = sandbox("exec", "-c", "1", environment={"SANDBOX_LIBVIRT_URI": "qemu+unix:///system?socket=/nonexistent"})
     assert done.returncode == 125
     assert b"qemu+unix:///system" in done.stderr
 
@@ -183,7 +187,7 @@ def test_kvm_is_refused_where_it_does_not_work() -> None:
     """Asking for KVM on a host without it says why; on a host with it, it is used."""
     facts = json.loads(sandbox("doctor", "--json").stdout)
     verdict = next(check for check in facts["checks"] if check["name"] == "accelerator")
-    done = sandbox("exec", "-c", "print(1)", SANDBOX_ACCELERATOR="kvm")
+    done = sandbox("exec", "-c", "print(1)", environment={"SANDBOX_ACCELERATOR": "kvm"})
     if verdict["status"] == "ok":
         assert done.stdout == b"1\n"
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -103,7 +104,7 @@ async def test_output_arrives_while_the_program_runs(vm: VM) -> None:
     async with anyio.create_task_group() as group:
         code = "import sys; print('one'); sys.stdin.readline(); print('two', file=sys.stderr)"
 
-        async def answer_when_seen():  # type: ignore[no-untyped-def]
+        async def answer_when_seen() -> AsyncIterator[bytes]:
             await seen.wait()
             yield b"go on\n"
 

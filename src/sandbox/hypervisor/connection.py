@@ -18,6 +18,7 @@ import libvirt_qemu
 
 from sandbox.hypervisor.process import become_subreaper
 from sandbox.log import log
+from sandbox.paths import make_directory
 
 _EMBED_CONFIG = """\
 stdio_handler = "file"
@@ -46,10 +47,10 @@ class Connection:
         _start_event_loop()
         is_embedded = uri.startswith("qemu:///embed")
         if is_embedded:
-            (root / "etc").mkdir(parents=True)
+            make_directory(root / "etc")
             config = _EMBED_CONFIG + (f'user = "{user}"\ngroup = "{user}"\n' if user else "")
             (root / "etc" / "qemu.conf").write_text(config)
-            cache.mkdir(parents=True, exist_ok=True)
+            make_directory(cache)
             (root / "cache").symlink_to(cache)  # the capability probe takes seconds: share its result
             uri = f"qemu:///embed?root={root}"
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sandbox.errors import ConfigError, HypervisorError
 from sandbox.hypervisor.spec import AcceleratorKind
+from sandbox.paths import make_directory
 
 KVM = Path("/dev/kvm")
 _PROBE_SECONDS = 10.0
@@ -85,7 +86,7 @@ def load_facts(directory: Path) -> HostFacts:
     except (OSError, ValueError, TypeError):
         pass  # none yet, or of another version of this program: find them anew
     facts = _find(emulator, emulator_id, boot_id)
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(directory)
     _write_atomically(cached, json.dumps(asdict(facts), indent=1))
     return facts
 

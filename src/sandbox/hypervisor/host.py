@@ -29,6 +29,7 @@ from sandbox.hypervisor.resources import admit
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import MachineSpec, Platform
 from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
+from sandbox.paths import make_directory
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -48,7 +49,7 @@ class Hypervisor:
         """Open the connection. Blocks: use `connect`."""
         data = config.paths.data
         try:
-            data.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(data)
         except OSError as error:
             raise HypervisorError(
                 f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"

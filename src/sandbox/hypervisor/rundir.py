@@ -10,11 +10,13 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.errors import HypervisorError
 from sandbox.hypervisor.process import Process
 from sandbox.log import log
+from sandbox.paths import make_directory
 
 _LOCK = "lock"
 _DEATH_SECONDS = 5.0
@@ -31,12 +33,12 @@ class RunDirectory:
     def create(cls, runtime: Path) -> RunDirectory:
         """Make and lock a fresh directory. QEMU may run as another user, who may pass through but not list it."""
         try:
-            runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
+            make_directory(runtime)
             if runtime.stat().st_uid != os.geteuid():
                 raise HypervisorError(f"{runtime} belongs to another user; set SANDBOX_RUNTIME_DIR to one of yours")
             name = secrets.token_hex(4)
             unborn, path = runtime / f".{name}", runtime / name
-            unborn.mkdir(mode=0o711)
+            make_directory(unborn, 0o711)
         except OSError as error:
             raise HypervisorError(
                 f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
@@ -56,43 +58,34 @@ class RunDirectory:
 
 
 def reap(runtime: Path) -> int:
-    """End and remove what dead processes left behind; return how many run directories were cleared.
-
-    Only directories whose lock is free are touched: their owner is dead, whatever its pid has become since.
-    """
+    """End and remove what dead processes left behind; return how many run directories were cleared."""
     cleared = 0
-    for path in runtime.glob("[!.]*"):
-        try:
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # not a run directory, another user's, or being made or removed right now
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clear(path)
-            cleared += 1
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(lock)
+    for path in _ownerless(runtime):
+        _clear(path)
+        cleared += 1
     return cleared
 
 
 def stale(runtime: Path) -> int:
     """Return how many run directories have no living owner; change nothing."""
-    count = 0
+    return sum(1 for _ in _ownerless(runtime))
+
+
+def _ownerless(runtime: Path) -> Iterator[Path]:
+    """Yield the run directories whose lock is free, holding it meanwhile: their owner is dead, whoever has its pid."""
     for path in runtime.glob("[!.]*"):
         try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except OSError:  # not a run directory, another user's, or being removed right now
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            count += 1
         except BlockingIOError:
-            pass
+            continue
+        else:
+            yield path
         finally:
             os.close(lock)
-    return count
 
 
 def _clear(path: Path) -> None:

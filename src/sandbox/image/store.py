@@ -23,6 +23,7 @@ from sandbox.errors import ImageError
 from sandbox.image.layer import file_record
 from sandbox.image.lock import build_lock
 from sandbox.image.manifest import ImageManifest
+from sandbox.paths import make_directory
 
 MANIFEST, KERNEL, INITRD, ROOT = "manifest.json", "vmlinux", "initrd", "root.erofs"
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -121,7 +122,7 @@ class ImageStore:
         (work / MANIFEST).write_bytes(manifest.canonical())
         _make_durable(work)
         target = self._objects / manifest.digest
-        _make_directory(self._objects)
+        make_directory(self._objects)
         if target.exists():
             try:
                 self.verify(self._load(manifest.digest))
@@ -130,7 +131,7 @@ class ImageStore:
         if not target.exists():
             work.rename(target)
             _sync(self._objects)
-        _make_directory(self._names)
+        make_directory(self._names)
         pointer = self._tmp / f"name-{manifest.name}"
         pointer.write_text(f"{manifest.digest}\n")
         pointer.chmod(0o644)
@@ -142,7 +143,7 @@ class ImageStore:
     def publish_layer(self, work: Path, key: str) -> Path:
         """Move a finished layer to its place, in place of one that is there."""
         _make_durable(work)
-        _make_directory(self.layers)
+        make_directory(self.layers)
         target = self.layers / key
         if target.exists():
             target.rename(work.with_name(f"{work.name}.replaced"))
@@ -169,7 +170,7 @@ class ImageStore:
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the lock of builders, after removing what dead ones have left."""
-        _make_directory(self._tmp)
+        make_directory(self._tmp)
         with build_lock(self.directory / "build.lock", waiting):
             for left in self._tmp.iterdir():
                 _remove(left)
@@ -207,14 +208,6 @@ class ImageStore:
 
 def _damaged(name: str, what: str) -> ImageError:
     return ImageError(f"the image {name} is damaged: {what}: run `sandbox image build --fresh` for it")
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory and its parents such that other users can read them, whatever the umask is."""
-    if not path.is_dir():
-        _make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        path.chmod(0o755)
 
 
 def _make_durable(directory: Path) -> None:

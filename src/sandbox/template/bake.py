@@ -15,6 +15,7 @@ from sandbox.errors import GuestLost, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.log import log
+from sandbox.paths import make_directory
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.vm import BOOT_SECONDS, READY_SECONDS, VM, open_vm
 
@@ -29,11 +30,11 @@ _WARM_RUNS = 3
 
 
 async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, target: Path) -> None:
-    """Publish a template for `requirement` at `target`, replacing what is there.
+    """Publish a template for `requirement` at `target`, replacing what is there. The caller holds the target's lock.
 
     If this fails or is cancelled, no VM and no half-made template is left; what was at `target` stays.
     """
-    work = await run_sync(_prepare, target.parent, spec.memory_bytes, host.owner)
+    work = await run_sync(_prepare, target, spec.memory_bytes, host.owner)
     try:
         booted = time.monotonic()
         machine = await host.start(
@@ -73,11 +74,15 @@ async def _warm(vm: VM) -> None:
             raise TemplateError(f"the guest cannot run a simple script: {result.describe()}: {result.stderr[-500:]!r}")
 
 
-def _prepare(templates: Path, memory_bytes: int, owner: tuple[int, int] | None) -> Path:
-    """Make a work directory with an empty memory file and state file that QEMU may write."""
-    templates.mkdir(mode=0o755, parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".bake-", dir=templates))
-    work.chmod(0o711)
+def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> Path:
+    """Make a work directory with an empty memory file and state file that QEMU may write.
+
+    Its name follows from the target's, so what a killed bake has left is found and removed here.
+    """
+    make_directory(target.parent)
+    work = target.with_name(f".bake-{target.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    make_directory(work, 0o711)
     for name in (MEMORY, STATE):
         descriptor = os.open(work / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         if name == MEMORY:

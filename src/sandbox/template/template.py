@@ -21,6 +21,7 @@ from sandbox.image.build import ensure_image
 from sandbox.image.recipe import known_recipes
 from sandbox.image.store import Image, ImageStore
 from sandbox.log import log
+from sandbox.paths import make_directory
 from sandbox.template.bake import bake
 from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
 from sandbox.vm import READY_SECONDS, VM, VMSource, open_vm, warm_up
@@ -155,7 +156,7 @@ def _load_verified(directory: Path, requirement: Requirement) -> TemplateManifes
 @asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[None]:
     """Hold an exclusive lock among processes. Polls, because a thread that blocks in flock cannot be cancelled."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(path.parent)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         while True:
