@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sandbox.cold_boot import ColdBoot as ColdBoot
     from sandbox.config import HostConfig as HostConfig
     from sandbox.config import PoolConfig as PoolConfig
     from sandbox.config import TemplateConfig as TemplateConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sandbox.vm import VMSource as VMSource
 
 _HOMES = {
+    "sandbox.cold_boot": ("ColdBoot",),
     "sandbox.config": ("HostConfig", "PoolConfig", "TemplateConfig"),
     "sandbox.errors": (
         "ConfigError",

@@ -48,7 +48,7 @@ class Result:
     vm: str = ""
     """Name of the machine that ran it."""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: `queue` and `claim` for a pooled VM, `start` for one made on demand, `run`."""
+    """Seconds by stage: `start` (restore until ready), `warm_up`, for a pooled VM `queue` and `claim`, and `run`."""
 
     @property
     def ok(self) -> bool:

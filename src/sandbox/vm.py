@@ -142,14 +142,19 @@ class VM:
         if timeout is not None and timeout <= 0:
             raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
         _check_words(request)
-        result = await execute(
-            self._client,
-            request,
-            stdin=stdin,
-            on_output=on_output,
-            timeout=timeout,
-            capture_bytes=capture_bytes,
-        )
+        try:
+            result = await execute(
+                self._client,
+                request,
+                stdin=stdin,
+                on_output=on_output,
+                timeout=timeout,
+                capture_bytes=capture_bytes,
+            )
+        except GuestLost as lost:
+            if lost.partial is not None:
+                lost.partial = replace(lost.partial, vm=self.name, timings={**self.timings})
+            raise
         return replace(result, vm=self.name, timings={**self.timings, "run": result.duration})
 
     async def quiesce(self, timeout: float) -> None:
@@ -184,6 +189,7 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
 
         def on_death() -> None:
             loop.remove_reader(pidfd)
+            machine.process.reap()
             vm._lose(GuestLost(f"the VM {machine.name} has ended: its QEMU process is gone"))
 
         loop.add_reader(pidfd, on_death)

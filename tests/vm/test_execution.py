@@ -223,6 +223,15 @@ async def test_wrong_arguments_are_refused_before_anything_is_sent(vm: VM) -> No
         await vm.run("", timeout=0)
 
 
+async def test_request_that_is_too_large_is_refused_with_its_limit(vm: VM) -> None:
+    """Nine MiB of code are the caller's mistake; the VM is not harmed. A mebibyte of arguments is no problem."""
+    with pytest.raises(ConfigError, match="limit is 8388608"):
+        await vm.run("#" * 9 * MIB)
+    arguments = ["x" * 65536] * 16
+    result = await vm.exec(["bash", "-c", 'echo -n "$*" | wc -c', "bash", *arguments])
+    assert result.text.strip() == str(16 * 65536 + 15)
+
+
 async def test_program_that_kills_its_parent_is_only_ended_itself(vm: VM) -> None:
     """The parent of user code is the guest's init: it cannot be signalled, and the VM goes on."""
     result = await vm.run("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")

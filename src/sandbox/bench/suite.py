@@ -9,17 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 from sandbox.bench.figure import Figure
 from sandbox.bench.raw import RawDriver
+from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig, PoolConfig, TemplateConfig
+from sandbox.image.store import ImageStore
 from sandbox.pool.pool import VMPool
 from sandbox.template.bake import bake
 from sandbox.template.manifest import TemplateManifest
 from sandbox.template.template import Template
-from sandbox.vm import BOOT_SECONDS, open_vm
 
 Progress = Callable[[str], None]
 MIB = 1024 * 1024
@@ -51,12 +51,11 @@ class Suite:
 
     async def cold_boot(self) -> Figure:
         figure = self._figure("B1", "cold boot, Debian's kernel", "QEMU up (T2) → agent ready (T4)")
-        spec = replace(self._template.spec, memory_file=None, state=None)
+        image = ImageStore(HostConfig().paths.images).find(self._template.manifest.requirement.image)
+        source = ColdBoot(self._template.host, image)
         for _ in range(self._n(10)):
-            machine = await self._template.host.start(spec)
-            started = time.monotonic()
-            async with open_vm(machine, ready_seconds=BOOT_SECONDS):
-                figure.samples.append(time.monotonic() - started)
+            async with source.lease() as vm:
+                figure.samples.append(vm.timings["ready"])
         return figure
 
     async def freeze(self) -> Figure:

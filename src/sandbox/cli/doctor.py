@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from sandbox.config import HostConfig, TemplateConfig
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, TemplateError
 from sandbox.setup import packages
 
 _DISK_BYTES = 2_000_000_000
@@ -96,7 +96,7 @@ def _hypervisor(config: HostConfig) -> Iterator[Check]:
     yield Check("leftovers", "warn" if left else "ok", found)
 
 
-def _image_and_template(config: HostConfig) -> Iterator[Check]:
+def _image(config: HostConfig) -> Iterator[Check]:
     from sandbox.hypervisor.host import Hypervisor
     from sandbox.image.build import is_current
     from sandbox.image.store import ImageStore
@@ -112,11 +112,16 @@ def _image_and_template(config: HostConfig) -> Iterator[Check]:
     platform = Hypervisor.connect_blocking(config).platform
     requirement = Requirement.of(image.digest, size.memory_mib, size.vcpus, platform)
     directory = config.paths.templates / requirement.key
-    manifest = TemplateManifest.load(directory)
+    try:
+        manifest = TemplateManifest.load(directory)
+        if manifest is not None:
+            manifest.verify(directory, requirement)
+    except TemplateError as error:
+        yield Check("template", "warn", f"{error}; the next run bakes it anew", "sandbox setup")
+        return
     if manifest is None:
         yield Check("template", "warn", "not baked for this image and QEMU; the next run does it", "sandbox setup")
         return
-    manifest.verify(directory, requirement)
     yield Check(
         "template", "ok", f"{requirement.key[:12]}, {size.memory_mib} MiB, baked {manifest.created}, digests match"
     )
@@ -134,4 +139,4 @@ def _memory(_config: HostConfig) -> Iterator[Check]:
         yield Check("ksm", "warn", "kernel same-page merging is on: a side channel between VMs", remedy)
 
 
-_EXAMINATIONS = (_packages, _directories, _hypervisor, _image_and_template, _memory)
+_EXAMINATIONS = (_packages, _directories, _hypervisor, _image, _memory)

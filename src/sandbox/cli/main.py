@@ -154,3 +154,11 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - a defect of ours: one line for the user, the trace for who asks for it
+        import logging
+        import traceback
+
+        print(f"sandbox: internal error: {type(error).__name__}: {error}; -vv shows where", file=sys.stderr)
+        if logging.getLogger("sandbox").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        sys.exit(TOOL_FAILED)

@@ -8,11 +8,22 @@ from collections.abc import Callable
 import anyio
 from pydantic import ValidationError
 
-from sandbox.errors import GuestLost, ProtocolError
+from sandbox.errors import ConfigError, GuestLost, ProtocolError
 from sandbox.guest.execution import Execution
 from sandbox.guest.identity import MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.hypervisor.stream import SocketStream
-from sandbox.wire import GUEST_LIMITS, Decoder, Frame, FrameError, Kind, encode, encode_count, encode_json
+from sandbox.wire import (
+    GUEST_LIMITS,
+    HEADER_BYTES,
+    HOST_LIMITS,
+    Decoder,
+    Frame,
+    FrameError,
+    Kind,
+    encode,
+    encode_count,
+    encode_json,
+)
 
 SEND_SECONDS = 10.0
 """A guest that takes nothing for so long is lost."""
@@ -85,7 +96,13 @@ class GuestClient:
         await self._send(encode(kind, self._epoch, ident, payload))
 
     async def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
-        await self._send(encode_json(kind, self._epoch, ident, message))
+        data = encode_json(kind, self._epoch, ident, message)
+        if len(data) - HEADER_BYTES > HOST_LIMITS[kind]:
+            raise ConfigError(
+                f"code, arguments and environment make {len(data)} bytes, the limit is {HOST_LIMITS[kind]}; "
+                "put large data into a file or on standard input"
+            )
+        await self._send(data)
 
     async def send_count(self, kind: Kind, ident: int, count: int) -> None:
         await self._send(encode_count(kind, self._epoch, ident, count))
@@ -115,8 +132,8 @@ class GuestClient:
             async with self._sending:
                 try:
                     await self._stream.send(data)
-                except OSError as error:
-                    raise self._fail(GuestLost(f"the channel to the guest broke: {error.strerror}")) from error
+                except (OSError, anyio.ClosedResourceError) as error:
+                    raise self._fail(GuestLost(f"the channel to the guest broke: {error}")) from error
                 return
         raise self._fail(GuestLost(f"the guest took no data for {SEND_SECONDS:g} s"))
 

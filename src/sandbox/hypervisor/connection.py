@@ -47,7 +47,8 @@ class Connection:
         _start_event_loop()
         is_embedded = uri.startswith("qemu:///embed")
         if is_embedded:
-            make_directory(root / "etc")
+            for name in ("etc", "lib/qemu", "run/qemu", "log/qemu"):
+                make_directory(root / name)
             config = _EMBED_CONFIG + (f'user = "{user}"\ngroup = "{user}"\n' if user else "")
             (root / "etc" / "qemu.conf").write_text(config)
             make_directory(cache)

@@ -45,6 +45,7 @@ class HostFacts:
     kvm_works: bool
     kvm_verdict: str
     boot_id: str
+    kvm_id: str
     user: str | None
 
     def accelerator(self, wanted: str = "auto") -> AcceleratorKind:
@@ -78,14 +79,15 @@ def load_facts(directory: Path) -> HostFacts:
     stat = Path(emulator).stat()
     emulator_id = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    kvm_id = _kvm_id()
     cached = directory / f"host-{os.geteuid()}.json"
     try:
         facts = HostFacts(**json.loads(cached.read_text()))
-        if (facts.emulator, facts.emulator_id, facts.boot_id) == (emulator, emulator_id, boot_id):
+        if (facts.emulator, facts.emulator_id, facts.boot_id, facts.kvm_id) == (emulator, emulator_id, boot_id, kvm_id):
             return facts
     except (OSError, ValueError, TypeError):
         pass  # none yet, or of another version of this program: find them anew
-    facts = _find(emulator, emulator_id, boot_id)
+    facts = _find(emulator, emulator_id, boot_id, kvm_id)
     make_directory(directory)
     _write_atomically(cached, json.dumps(asdict(facts), indent=1))
     return facts
@@ -103,7 +105,16 @@ def tcg_launcher(facts: HostFacts, directory: Path) -> str:
     return str(path)
 
 
-def _find(emulator: str, emulator_id: str, boot_id: str) -> HostFacts:
+def _kvm_id() -> str:
+    """Return what changes whenever access to the KVM device does: its owner, mode and lists, and our groups."""
+    try:
+        stat = KVM.stat()
+    except OSError:
+        return "absent"
+    return f"{stat.st_mode:o}-{stat.st_uid}-{stat.st_gid}-{stat.st_ctime_ns}-{sorted(os.getgroups())}"
+
+
+def _find(emulator: str, emulator_id: str, boot_id: str, kvm_id: str) -> HostFacts:
     version = _run([emulator, "--version"])
     match = re.search(r"version (\d+\.\d+\.\d+)", version)
     machine = re.search(r"\(alias of (pc-q35-[\w.]+)\)", _run([emulator, "-machine", "help"]))
@@ -120,6 +131,7 @@ def _find(emulator: str, emulator_id: str, boot_id: str) -> HostFacts:
         kvm_works=works,
         kvm_verdict=verdict,
         boot_id=boot_id,
+        kvm_id=kvm_id,
         user=user,
     )
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -24,6 +24,7 @@ from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
 from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
+from sandbox.hypervisor.midwife import reaping
 from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.resources import admit
 from sandbox.hypervisor.rundir import RunDirectory, reap
@@ -55,7 +56,6 @@ class Hypervisor:
                 f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
             ) from error
         self.facts: HostFacts = load_facts(data / "host")
-        self.is_reaped = reap(config.paths.runtime)
         accelerator = self.facts.accelerator(config.accelerator)
         emulator = self.facts.emulator if accelerator == "kvm" else tcg_launcher(self.facts, data / "host")
         self.platform = Platform(
@@ -68,6 +68,7 @@ class Hypervisor:
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self.rundir = RunDirectory.create(config.paths.runtime)
+        reap(config.paths.runtime)
         try:
             cache = data / "host" / f"libvirt-{self.facts.emulator_id}-{accelerator}"
             self.connection = Connection.open(config.uri, self.rundir.path / "l", cache, emulator, self.facts.user)
@@ -148,7 +149,9 @@ class Hypervisor:
                 genid=str(uuid.uuid4()),
                 channel=listener.path,
             )
-            self.connection.start(name, xml, spec.state, self._log_file(name))
+            pid_file = self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
+            with reaping(pid_file, name) if self.connection.is_embedded else nullcontext():
+                self.connection.start(name, xml, spec.state, self._log_file(name))
             sock = process = None
             try:
                 sock = listener.accept(ACCEPT_SECONDS)

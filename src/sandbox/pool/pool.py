@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError
+from sandbox.guest.run import OutputSink, Stdin
 from sandbox.log import log
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, back_off, starts_due
@@ -151,10 +152,20 @@ class VMPool:
         vm.timings = {**vm.timings, "queue": time.monotonic() - started, "claim": 0.0}
         return request.lease
 
-    async def run(self, code: str, *, timeout: float | None = None, claim_timeout: float | None = None) -> Result:
-        """Run Python code in a VM of its own and return the result; the VM is destroyed."""
+    async def run(
+        self,
+        code: str,
+        *,
+        args: Sequence[str] = (),
+        timeout: float | None = None,
+        claim_timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: Stdin = b"",
+        on_output: OutputSink | None = None,
+    ) -> Result:
+        """Run Python code in a VM of its own and return the result; the VM is destroyed. See `claim` and `VM.run`."""
         async with self.acquire(claim_timeout) as vm:
-            return await vm.run(code, timeout=timeout)
+            return await vm.run(code, args=args, timeout=timeout, env=env, stdin=stdin, on_output=on_output)
 
     async def wait_ready(self, size: int | None = None) -> None:
         """Return when `size` VMs (by default `min_size`) are ready; raise the cause if they keep failing to start."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -110,7 +109,8 @@ def _publish(work: Path, target: Path, requirement: Requirement, agent: int, fre
     )
     manifest.save(work)
     if target.exists():  # clones that still map the old memory file keep their inode
-        grave = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
-        target.rename(grave / target.name)
+        grave = target.with_name(f".old-{target.name}")
         shutil.rmtree(grave, ignore_errors=True)
+        target.rename(grave)
+        shutil.rmtree(grave)
     work.rename(target)

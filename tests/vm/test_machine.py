@@ -1,0 +1,84 @@
+"""Machines below the pool: restored, booted, refused, and what differs between clones."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from anyio.to_thread import run_sync
+
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig
+from sandbox.errors import HypervisorError
+from sandbox.image.store import ImageStore
+from sandbox.oneshot import run
+from sandbox.template.template import Template
+
+DRAW = """
+import os, random, tempfile, uuid
+print(os.urandom(16).hex(), uuid.uuid4(), random.random(), tempfile.mkdtemp())
+print(open("/etc/machine-id").read(), open("/proc/sys/kernel/random/boot_id").read(), os.uname().nodename)
+"""
+
+
+async def test_cold_boot_is_a_source_like_any_other(template: Template) -> None:
+    """The same call runs on a machine that was booted for it."""
+    image = await run_sync(ImageStore(HostConfig().paths.images).find, "default")
+    result = await run("print(6 * 7)", source=ColdBoot(template.host, image))
+    assert result.stdout == b"42\n"
+
+
+async def test_clones_differ_in_everything_that_must(template: Template) -> None:
+    """Randomness of kernel and Python, names, ids: no value occurs twice among clones of one template."""
+    async with AsyncExitStack() as stack:
+        clones = [await stack.enter_async_context(template.lease()) for _ in range(6)]
+        words = [word for clone in clones for word in (await clone.run(DRAW)).check().text.split()]
+    assert len(words) == 6 * 7
+    assert len(set(words)) == len(words)
+
+
+async def test_clock_of_a_clone_is_right(template: Template) -> None:
+    """The guest's wall clock is the host's, within the error of asking."""
+    async with template.lease() as vm:
+        before = time.time()
+        guest = float((await vm.run("import time; print(time.time())")).text)
+        assert before - 0.1 <= guest <= time.time() + 0.1
+        assert vm.receipt is not None
+        assert abs(vm.receipt.clock_offset) <= 0.05
+
+
+async def test_guest_writes_do_not_reach_the_template(template: Template) -> None:
+    """The golden files are the same before and after a guest wrote wherever root can."""
+    await run_sync(template.manifest.verify, template.directory, template.manifest.requirement)
+    async with template.lease() as vm:
+        script = "dd if=/dev/urandom of=/dev/vda bs=1M count=1; echo changed > /etc/passwd; head -c 50M /dev/zero > /x"
+        result = await vm.exec(script, user="root", timeout=30)
+        assert b"/dev/vda" in result.stderr
+        assert (await vm.exec("cat /etc/passwd", user="0")).exit_code == 126, "that account is gone now"
+    await run_sync(template.manifest.verify, template.directory, template.manifest.requirement)
+    async with template.lease() as vm:
+        assert b"user" in await vm.read_file("/etc/passwd")
+
+
+async def test_state_that_cannot_be_loaded_is_refused_at_once(template: Template) -> None:
+    """QEMU dies of a damaged state: libvirt says so within seconds, with its cause, and nothing is left."""
+    state = template.directory.parent / "damaged-state"
+    state.write_bytes(b"this is no saved state" * 100)
+    state.chmod(0o644)
+    started = time.monotonic()
+    try:
+        with pytest.raises(HypervisorError, match="did not start"):
+            await template.host.start(dataclasses.replace(template.spec, state=state))
+    finally:
+        state.unlink()
+    assert time.monotonic() - started < 5
+
+
+async def test_missing_kernel_is_refused_with_its_path(template: Template) -> None:
+    """A file that is not there is named."""
+    spec = dataclasses.replace(template.spec, kernel=Path("/no/such/kernel"))
+    with pytest.raises(HypervisorError, match="/no/such/kernel"):
+        await template.host.start(spec)
