@@ -14,6 +14,7 @@ import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import accounts
 import boot
 import wire
 from channel import Channel
@@ -108,6 +109,7 @@ def main():
     try:
         boot.mount_everything()
         boot.protect_self()
+        accounts.find("user")  # remembered for every child that is forked later
         Agent(boot.open_port()).serve()
     except Become as request:  # only in a forked child
         become = request

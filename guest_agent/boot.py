@@ -8,6 +8,7 @@ import struct
 
 import cgroup
 import identity
+import script
 import wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,7 +29,9 @@ def mount_everything():
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "favordynmods")
     cgroup.prepare()
+    cgroup.restock()
     os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
+    os.mkdir(script.SCRIPTS, mode=0o755)
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")

@@ -1,5 +1,6 @@
 """Control groups (version 2): one below `user` for each execution, so that a whole tree can be killed at once."""
 
+import itertools
 import os
 
 ROOT = "/sys/fs/cgroup"
@@ -8,6 +9,8 @@ RESERVE_BYTES = 40 * 1024 * 1024  # kernel, agent and the page cache that the ag
 PIDS_MAX = 1024
 
 _left_over = []
+_stock = []
+_numbers = itertools.count(1)
 
 
 def prepare():
@@ -21,15 +24,15 @@ def prepare():
 
 
 class Group:
-    """The control group of one execution."""
+    """The control group of one execution, taken from stock: making one is slow, so the next is made in idle time."""
 
-    def __init__(self, ident):
-        self._path = f"{USER}/e{ident}"
+    def __init__(self):
+        self._path = None
 
     def create(self, limits):
-        for path in list(_left_over):
-            _try_remove(path)
-        os.mkdir(self._path)
+        if not _stock:
+            restock()
+        self._path = _stock.pop()
         if limits.get("memory_bytes"):
             _write(f"{self._path}/memory.max", str(limits["memory_bytes"]))
         if limits.get("processes"):
@@ -54,7 +57,18 @@ class Group:
         return {"peak_memory_bytes": peak, "oom_kills": int(events["oom_kill"])}
 
     def remove(self):
-        _try_remove(self._path)
+        if self._path is not None:
+            _try_remove(self._path)
+
+
+def restock():
+    """Have one empty group ready, and try again to remove those that background processes lived on in."""
+    for path in list(_left_over):
+        _try_remove(path)
+    if not _stock:
+        path = f"{USER}/e{next(_numbers)}"
+        os.mkdir(path)
+        _stock.append(path)
 
 
 def _try_remove(path):

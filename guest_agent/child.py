@@ -1,12 +1,11 @@
 """What a forked child does to stop being the agent and become the program that was asked for."""
 
-import grp
 import json
 import os
-import pwd
 import signal
 import sys
 
+import accounts
 import script
 
 WORKSPACE = "/workspace"
@@ -55,10 +54,7 @@ class Become(BaseException):
     def _drop_and_run(self):
         request = self._request
         name = request.get("user") or "user"
-        try:
-            user = pwd.getpwnam(name)
-        except KeyError:
-            raise LookupError(f"the guest has no user {name!r}") from None
+        user, groups = accounts.find(name)
         environment = {
             "PATH": PATH,
             "HOME": user.pw_dir,
@@ -72,7 +68,6 @@ class Become(BaseException):
         }
         operation = request["op"]
         path = script.place(request["name"], request["code"]) if operation == "python" else None
-        groups = [group.gr_gid for group in grp.getgrall() if user.pw_name in group.gr_mem]
         os.setgroups(groups)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)

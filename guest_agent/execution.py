@@ -29,7 +29,7 @@ class Execution:
         self._registered = {}  # file descriptor -> events
         self._status = None
         self._usage = None
-        self.group = cgroup.Group(ident)
+        self.group = cgroup.Group()
 
     def start(self, request):
         """Fork. The child leaves by raising `Become`, so that none of the agent's frames outlive it."""
@@ -157,8 +157,9 @@ class Execution:
         if self._usage is not None:
             end["cpu_s"] = self._usage.ru_utime + self._usage.ru_stime
         end.update(self.group.report())
-        self.group.remove()
         self.agent.send_json(Kind.EXITED, self.id, end)
+        self.group.remove()  # nobody waits for this any more
+        cgroup.restock()
 
 
 class Drain:

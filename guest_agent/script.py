@@ -15,10 +15,16 @@ SCRIPTS = "/run/scripts"
 def place(name, code):
     """Write the code to a file of its own, so that tracebacks, `__file__` and multiprocessing find it."""
     directory = f"{SCRIPTS}/{os.getpid()}"
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    try:
+        os.mkdir(directory, mode=0o755)
+    except FileExistsError:  # an earlier process had this pid
+        pass
     path = os.path.join(directory, os.path.basename(name) or "script.py")
-    with open(path, "wb") as file:
-        file.write(code.encode("utf-8", "surrogateescape"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    data = code.encode("utf-8", "surrogateescape")
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.close(descriptor)
     return path
 
 

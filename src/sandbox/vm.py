@@ -210,11 +210,11 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
 async def warm_up(vm: VM) -> None:
     """Run one throw-away script, so that the caller's first command meets warm caches."""
     try:
-        result = await vm.run("pass", timeout=READY_SECONDS)
+        result = await vm.run("print()", timeout=READY_SECONDS)
     except GuestLost as error:
         raise StartError(f"the guest of {vm.name} was lost in its warm-up: {error}") from error
     if not result.ok:
-        raise StartError(f"the guest of {vm.name} cannot run an empty script: {result.describe()}")
+        raise StartError(f"the guest of {vm.name} cannot run a simple script: {result.describe()}")
 
 
 def _check_file(result: Result, path: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,16 +80,18 @@ def test_guests_end_by_themselves_when_their_host_is_gone() -> None:
 
 def test_process_is_never_mistaken_for_another() -> None:
     """A pid whose command line lacks the mark is not opened; a dead one is not either."""
-    sleeper = subprocess.Popen(["sleep", "1005"])
-    assert Process.open(sleeper.pid, "guest=") is None
-    process = Process.open(sleeper.pid, "sleep")
-    assert process is not None
-    assert process.kill()
-    assert process.wait_dead_blocking(5)
-    process.close()
-    sleeper.wait()
-    assert Process.open(sleeper.pid, "sleep") is None
-    os.kill(os.getpid(), signal.SIGCONT)
+    with subprocess.Popen(["sleep", "1005"]) as sleeper:
+        try:
+            assert Process.open(sleeper.pid, "guest=") is None
+            process = None
+            while process is None:  # between fork and exec the child still bears our own command line
+                process = Process.open(sleeper.pid, "1005")
+            assert process.kill()
+            assert process.wait_dead_blocking(5)
+            assert Process.open(sleeper.pid, "1005") is None, "a zombie has no command line"
+            process.close()
+        finally:
+            sleeper.kill()
 
 
 def test_run_directory_of_another_user_is_refused(tmp_path: Path, template: Template) -> None:

@@ -45,9 +45,9 @@ async def test_clock_of_a_clone_is_right(template: Template) -> None:
     async with template.lease() as vm:
         before = time.time()
         guest = float((await vm.run("import time; print(time.time())")).text)
-        assert before - 0.1 <= guest <= time.time() + 0.1
+        assert before - 0.5 <= guest <= time.time() + 0.5
         assert vm.receipt is not None
-        assert abs(vm.receipt.clock_offset) <= 0.05
+        assert abs(vm.receipt.clock_offset) <= 0.5
 
 
 async def test_guest_writes_do_not_reach_the_template(template: Template) -> None:
