@@ -96,11 +96,12 @@ def bench(
     only: Annotated[str | None, typer.Option(help="Figures to measure, for example S3,A1.", metavar="ID,…")] = None,
     n: Annotated[int | None, typer.Option("-n", help="Samples for each figure.", min=2)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Measure the figures on this host, with real virtual machines."""
     from sandbox.cli.bench import run_bench
 
-    raise typer.Exit(run_bench(only, n, as_json=json_))
+    raise typer.Exit(run_bench(only, n, form="json" if json_ else "markdown" if markdown else "table"))
 
 
 @image_app.command("build")

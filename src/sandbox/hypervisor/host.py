@@ -55,9 +55,10 @@ class Hypervisor:
             raise HypervisorError(
                 f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
             ) from error
-        self.facts: HostFacts = load_facts(data / "host")
+        directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
+        self.facts: HostFacts = load_facts(directory)
         accelerator = self.facts.accelerator(config.accelerator)
-        emulator = self.facts.emulator if accelerator == "kvm" else tcg_launcher(self.facts, data / "host")
+        emulator = self.facts.emulator if accelerator == "kvm" else tcg_launcher(self.facts, directory)
         self.platform = Platform(
             emulator=emulator,
             qemu_version=self.facts.qemu_version,
@@ -70,7 +71,7 @@ class Hypervisor:
         self.rundir = RunDirectory.create(config.paths.runtime)
         reap(config.paths.runtime)
         try:
-            cache = data / "host" / f"libvirt-{self.facts.emulator_id}-{accelerator}"
+            cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
             self.connection = Connection.open(config.uri, self.rundir.path / "l", cache, emulator, self.facts.user)
         except BaseException:
             self.rundir.remove()
