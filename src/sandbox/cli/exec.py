@@ -125,6 +125,8 @@ def _memory_mib(text: str) -> int:
 
 async def _standard_input() -> AsyncIterator[bytes]:
     """Yield our standard input as it comes; end where it ends or is closed."""
+    if sys.stdin is None:  # we were started without one: descriptor 0 is somebody else's by now
+        return
     while True:
         try:
             await anyio.wait_readable(0)
