@@ -101,3 +101,17 @@ def test_run_directory_of_another_user_is_refused(tmp_path: Path, template: Temp
     os.chown(tmp_path, 65534, 65534)
     with pytest.raises(Exception, match="belongs to another user"):
         RunDirectory.create(tmp_path)
+
+
+def test_foreign_directories_are_never_cleared(tmp_path: Path) -> None:
+    """Whatever else lies in the runtime directory stays, even if it is named alike or holds a file called lock."""
+    for name in ("project", "deadbeef", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        (tmp_path / name / "data").touch()
+    ours = RunDirectory.create(tmp_path)
+    (ours.path / "file").touch()
+    assert reap(tmp_path) == 0
+    ours.remove()
+    assert sorted(path.name for path in tmp_path.glob("*/data")) == ["data"] * 3
+    assert not ours.path.exists()

@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from sandbox.hypervisor.process import Process
 from sandbox.log import log
 from sandbox.paths import make_directory
 
-_LOCK = "lock"
+_LOCK = "sandbox.lock"
+_NAMES = "[0-9a-f]" * 8
+"""Only directories of such names that hold such a lock are ever removed, wherever the runtime directory lies."""
 _DEATH_SECONDS = 5.0
+_CLEAR_ATTEMPTS = 50
+_CLEAR_SECONDS = 0.01
 
 
 class RunDirectory:
@@ -73,7 +78,7 @@ def stale(runtime: Path) -> int:
 
 def _ownerless(runtime: Path) -> Iterator[Path]:
     """Yield the run directories whose lock is free, holding it meanwhile: their owner is dead, whoever has its pid."""
-    for path in runtime.glob("[!.]*"):
+    for path in runtime.glob(_NAMES):
         try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
         except OSError:  # not a run directory, another user's, or being removed right now
@@ -95,4 +100,18 @@ def _clear(path: Path) -> None:
         if not process.wait_dead_blocking(_DEATH_SECONDS):
             raise HypervisorError(f"QEMU process {process.pid} of {path} does not die; end it by hand and try again")
         process.close()
-    shutil.rmtree(path, ignore_errors=True)
+    for attempt in range(_CLEAR_ATTEMPTS):  # libvirt's threads may still be writing about a domain that has just ended
+        entries = [entry for entry in path.iterdir() if entry.name != _LOCK]
+        if not entries:
+            # The lock goes last: a directory that could not be emptied keeps it, and the next process tries again.
+            (path / _LOCK).unlink(missing_ok=True)
+            path.rmdir()
+            return
+        if attempt:
+            time.sleep(_CLEAR_SECONDS)
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+    log.warning("run_directory_not_cleared", path=str(path))
