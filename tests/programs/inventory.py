@@ -119,6 +119,24 @@ def compressed_size(path: pathlib.Path) -> int:
     return size
 
 
+def histogram(entries: list[Entry], buckets: int = 6, width: int = 30) -> list[str]:
+    """Draw how long requests took, one line for each bucket of equal size."""
+    times = sorted(entry.took for entry in entries if entry.took is not None)
+    size = times[-1] // buckets + 1
+    counts = collections.Counter(took // size for took in times)
+    most = max(counts.values())
+    return [
+        f"{bucket * size:4d}–{(bucket + 1) * size - 1:4d} ms {'#' * (counts[bucket] * width // most):<{width}} {counts[bucket]}"
+        for bucket in range(buckets)
+    ]
+
+
+def slowest(entries: list[Entry], count: int = 3) -> list[str]:
+    """Name the slowest requests, ties in order of time."""
+    ranked = sorted((entry for entry in entries if entry.took is not None), key=lambda entry: (-entry.took, entry.when))
+    return [f"{entry.service}: {entry.text} ({entry.took} ms)" for entry in ranked[:count]]
+
+
 def progress(text: str) -> None:
     print(f"progress: {text}", file=sys.stderr, flush=True)
 
@@ -151,6 +169,8 @@ def run(arguments: argparse.Namespace, directory: pathlib.Path) -> dict[str, obj
     digest = hashlib.sha256(log.read_bytes()).hexdigest()
     return {
         "bad": bad,
+        "histogram": histogram(entries),
+        "slowest": slowest(entries),
         "errors": query(database),
         "summaries": summaries,
         "sha256": digest,

@@ -58,6 +58,8 @@ def test_real_program_runs_with_its_streams_and_status() -> None:
     assert report["read"] == 4
     assert not report["left_over"]
     assert [entry["entries"] for entry in report["summaries"]] == [750] * 4
+    assert len(report["histogram"]) == 6
+    assert "für Käufer №" in report["slowest"][0]
     assert b"progress: done" in done.stderr
 
 
