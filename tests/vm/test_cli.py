@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.config import HostConfig
 from sandbox.hypervisor.process import Process
 from tests.conftest import PROGRAMS
 
@@ -233,3 +234,18 @@ def _machines_of(pid: int) -> list[Process]:
     """Return the QEMU processes of the command with this pid: children of it, because it is their reaper."""
     children = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [process for child in children if (process := Process.open(child, "guest=sbx-"))]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize(("has_image", "said"), [(False, b"building an image needs"), (True, b"a template needs")])
+def test_full_disk_is_named_before_anything_is_written(tmp_path: Path, has_image: bool, said: bytes) -> None:
+    """Too little room for an image or a template: the message has both figures and what to do; nothing is left."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        if has_image:
+            (tmp_path / "images").symlink_to(HostConfig().paths.images)
+        done = sandbox("exec", "-c", "1", environment={"SANDBOX_DATA_DIR": str(tmp_path)})
+        assert (done.returncode, said in done.stderr) == (125, True), done.stderr.decode()
+        assert not list(tmp_path.glob("templates/*/memory"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from sandbox.setup.sources import Release, host_release
 Progress = Callable[[str], None]
 
 FORMAT = 1
+_BUILD_BYTES = 1 << 30
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
 
 
@@ -98,6 +100,11 @@ def _build_locked(
         key = layer_key(recipe, release)
         layer = None if fresh else read_layer(store.layers / key)
         if layer is None:
+            if (free := shutil.disk_usage(store.directory).free) < _BUILD_BYTES:
+                raise ImageError(
+                    f"building an image needs {_BUILD_BYTES >> 20} MiB in {store.directory}, {free >> 20} are free: "
+                    "run `sandbox image prune`, or set SANDBOX_DATA_DIR"
+                )
             say(f"{recipe.name}: Debian {release.codename} with {len(recipe.packages)} packages, half a minute or so")
             with store.building() as work:
                 target = work / "layer"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anyio.to_thread import run_sync
 
-from sandbox.errors import GuestLost, TemplateError
+from sandbox.errors import GuestLost, HostResources, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.log import log
@@ -26,6 +26,7 @@ with tempfile.NamedTemporaryFile() as file:
 print(re.sub("a+", "b", "caat"))
 """
 _WARM_RUNS = 3
+_STATE_BYTES = 4 * 1024 * 1024
 
 
 async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, target: Path) -> None:
@@ -79,6 +80,12 @@ def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> 
     Its name follows from the target's, so what a killed bake has left is found and removed here.
     """
     make_directory(target.parent)
+    free = shutil.disk_usage(target.parent).free
+    if free < memory_bytes + _STATE_BYTES:  # QEMU would die of SIGBUS where the file system ends
+        raise HostResources(
+            f"a template needs {(memory_bytes + _STATE_BYTES) >> 20} MiB in {target.parent}, {free >> 20} are free; "
+            "run `sandbox image prune`, use less --memory, or set SANDBOX_DATA_DIR"
+        )
     work = target.with_name(f".bake-{target.name}")
     shutil.rmtree(work, ignore_errors=True)
     make_directory(work, 0o711)
