@@ -21,7 +21,8 @@ Each class has a stable `code` for logs, JSON and callers in other languages.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from copy import copy
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from sandbox.result import Result
@@ -31,6 +32,16 @@ class SandboxError(Exception):
     """Base of every error of this library."""
 
     code: ClassVar[str] = "SANDBOX"
+
+
+Error = TypeVar("Error", bound=SandboxError)
+
+
+def afresh(error: Error) -> Error:
+    """Return a copy to raise: callers who share a cause do not share a traceback."""
+    fresh = copy(error)
+    fresh.__cause__ = error
+    return fresh
 
 
 class ConfigError(SandboxError, ValueError):

@@ -63,8 +63,11 @@ class VM:
         return self._client.lost is None and self._machine.is_alive
 
     def call_when_lost(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once, from the event loop, when the VM dies or its channel breaks."""
-        self._on_lost.append(callback)
+        """Have `callback` called once when the VM dies or its channel breaks; at once if it has."""
+        if self.is_alive:
+            self._on_lost.append(callback)
+        else:
+            callback()
 
     async def run(
         self,

@@ -327,3 +327,48 @@ def test_impossible_sizes_are_refused() -> None:
         PoolConfig(no_such_key=1)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="ttl"):
         PoolConfig(ttl=0)
+
+
+async def test_vm_that_dies_before_it_is_offered_is_a_failed_start(template: Template) -> None:
+    """A VM lost between its start and its place in the pool costs a retry, not the pool."""
+
+    class DyingSource:
+        asked = 0
+
+        @asynccontextmanager
+        async def lease(self) -> AsyncIterator[VM]:
+            self.asked += 1
+            async with template.lease() as vm:
+                if self.asked == 1:
+                    gone = anyio.Event()
+                    vm.call_when_lost(gone.set)
+                    os.kill(vm.pid, signal.SIGKILL)
+                    await gone.wait()
+                yield vm
+
+    async with VMPool(PoolConfig(min_size=1, max_size=1), source=DyingSource()) as pool:
+        async with pool.acquire(timeout=30) as vm:
+            assert (await vm.run("print(1)")).ok
+        assert pool.statistics().failed_starts == 1
+        assert_conserved(pool.statistics())
+
+
+async def test_callers_who_share_a_cause_do_not_share_an_exception(template: Template) -> None:
+    """Each of several waiting callers gets an error object of its own."""
+    async with VMPool(PoolConfig(min_size=0, max_size=1), source=FailingSource(template, {1, 2, 3, 4, 5, 6})) as pool:
+        errors = await asyncio.gather(*(pool.claim(30) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(error, StartError) for error in errors)
+    assert len({id(error) for error in errors}) == 3
+
+
+async def test_pool_that_is_closed_while_it_opens_stays_closed(template: Template) -> None:
+    """`aclose` wins over an `open` that is under way, and no second `open` slips in."""
+    pool = VMPool(PoolConfig(min_size=1, max_size=1), source=template)
+    opening = asyncio.create_task(pool.open())
+    await asyncio.sleep(0)
+    with pytest.raises(StateError):
+        await pool.open()
+    await pool.aclose()
+    with pytest.raises(PoolClosed):
+        await opening
+    assert pool.statistics().created == 0

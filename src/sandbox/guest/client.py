@@ -141,7 +141,7 @@ class GuestClient:
                 try:
                     await self._stream.send(data)
                 except (OSError, anyio.ClosedResourceError) as error:
-                    raise self._fail(GuestLost(f"the channel to the guest broke: {error}")) from error
+                    raise self._fail(GuestLost(f"the VM has ended: its channel broke ({error})")) from error
                 return
         raise self._fail(GuestLost(f"the guest took no data for {SEND_SECONDS:g} s"))
 

@@ -58,10 +58,12 @@ class Machine:
         may_kill = self.process.kill()
         self.stream.close()
         with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(DESTROY_SECONDS) as scope:
-                if not may_kill:
-                    await self._host.call(self._host.connection.destroy, self.name)
-                await self.process.wait_dead()
-            if scope.cancelled_caught:
-                log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
-            self.process.close()
+            try:
+                with anyio.move_on_after(DESTROY_SECONDS) as scope:
+                    if not may_kill:
+                        await self._host.call(self._host.connection.destroy, self.name)
+                    await self.process.wait_dead()
+                if scope.cancelled_caught:
+                    log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
+            finally:  # asyncio's own cancellation knows no shield
+                self.process.close()

@@ -16,7 +16,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from sandbox.config import PoolConfig
-from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError
+from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
 from sandbox.guest.run import OutputSink, Stdin
 from sandbox.log import log
 from sandbox.pool.lease import Lease
@@ -67,6 +67,7 @@ class VMPool:
         self._kick = anyio.Event()
         self._changed = anyio.Event()
         self._owner: asyncio.Task[None] | None = None
+        self._was_opened = False
         self._is_closing = False
         self._failures = 0
         self._last_failure: SandboxError | None = None
@@ -82,12 +83,15 @@ class VMPool:
 
     async def open(self) -> None:
         """Prepare the template (build and bake it if need be) and begin to fill the pool; does not wait for VMs."""
-        if self._owner is not None or self._is_closing:
+        if self._was_opened or self._is_closing:
             raise StateError("this pool was opened before; make a new one")
+        self._was_opened = True
         if self._source is None:
             template = await Template.ensure(self.config.template, self.config.host)
             self._source = template.warmed() if self.config.warm_up else template
         await run_sync(log.prepare)
+        if self._is_closing:
+            raise PoolClosed("the pool was closed while it was opened")
         self._owner = asyncio.create_task(self._own(self._source), name="sandbox-pool")
 
     async def aclose(self) -> None:
@@ -130,7 +134,7 @@ class VMPool:
         if not self._waiting and (slot := self._take_ready()) is not None:
             return self._lend(slot, started, is_hit=True)
         if time.monotonic() < self._resume_at and self._last_failure is not None:
-            raise self._last_failure
+            raise afresh(self._last_failure)
         request = _Request()
         self._waiting.append(request)
         self._kick.set()
@@ -145,7 +149,7 @@ class VMPool:
             if not request.answered.is_set():
                 self._waiting.remove(request)
         if request.error is not None:
-            raise request.error
+            raise afresh(request.error)
         if request.lease is None:
             raise PoolTimeout(self._why_late(timeout))
         vm = request.lease.vm
@@ -174,7 +178,7 @@ class VMPool:
             if self._is_closing:
                 raise PoolClosed("the pool was closed while it was filling")
             if self._failures >= FAILURES_UNTIL_BREAK and self._last_failure is not None:
-                raise self._last_failure
+                raise afresh(self._last_failure)
             await self._changed.wait()
 
     def statistics(self) -> PoolStatistics:
@@ -227,7 +231,7 @@ class VMPool:
         """A slot has a VM to offer: it goes to who waits longest, or to the warm set."""
         slot.state = SlotState.READY
         self._failures, self._last_failure, self._resume_at = 0, None, 0.0
-        if self._waiting:
+        if self._waiting and slot.is_claimable:  # with a tiny TTL it may have expired by now
             self._waiting.popleft().grant(self._lend(slot, time.monotonic(), is_hit=False))
         else:
             self._ready.append(slot)
@@ -237,7 +241,7 @@ class VMPool:
         """A slot begins to destroy its VM."""
         if slot.state is SlotState.LEASED:
             self._add(lost=1) if slot.is_lost else self._add(released=1)
-        elif not self._is_closing:
+        elif slot.state is SlotState.READY and not self._is_closing:
             self._add(expired=1)
         if slot in self._ready:
             self._ready.remove(slot)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from sandbox.errors import HostResources, StartError
+from sandbox.errors import SandboxError, StartError
 from sandbox.log import log
 from sandbox.vm import VM, VMSource
 
@@ -43,6 +43,7 @@ class Slot:
 
     async def live(self, source: VMSource, ttl: float) -> None:
         """Start a VM, offer it, serve at most one lease, destroy it. Ends only when the VM is gone."""
+        was_offered = False
         try:
             with self._scope:
                 async with source.lease() as vm:
@@ -50,6 +51,9 @@ class Slot:
                         self.vm = vm
                         self._expires = time.monotonic() + ttl
                         vm.call_when_lost(self._on_lost)
+                        if self.is_lost:
+                            raise StartError(f"{vm.name} died before it could be lent")
+                        was_offered = True
                         self._pool.on_ready(self)
                         with anyio.move_on_after(ttl):
                             await self._claimed_or_over.wait()
@@ -57,9 +61,12 @@ class Slot:
                             await self._over.wait()
                     finally:
                         self._pool.on_ending(self)
-        except (StartError, HostResources) as error:
-            log.warning("vm_start_failed", slot=self._number, error=str(error))
-            self._pool.on_start_failed(error)
+        except SandboxError as error:
+            if was_offered:
+                log.error("vm_end_failed", slot=self._number, error=str(error))
+            else:
+                log.warning("vm_start_failed", slot=self._number, error=str(error))
+                self._pool.on_start_failed(error)
         finally:
             self.gone.set()
             self._pool.on_gone(self)

@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -37,17 +38,8 @@ async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, ta
     work = await run_sync(_prepare, target, spec.memory_bytes, host.owner)
     try:
         booted = time.monotonic()
-        machine = await host.start(
-            MachineSpec(
-                kernel=spec.kernel,
-                initrd=spec.initrd,
-                root=spec.root,
-                memory_mib=spec.memory_mib,
-                vcpus=spec.vcpus,
-                memory_file=work / MEMORY,
-                memory_shared=True,
-            )
-        )
+        blank = replace(spec, memory_file=work / MEMORY, memory_shared=True, state=None)
+        machine = await host.start(blank)
         async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
             log.info("template_booted", template=target.name, seconds=round(time.monotonic() - booted, 3))
             await _warm(vm)
