@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import accounts
 import boot
+import evidence
 import wire
 from channel import Channel
 from child import Become
@@ -23,7 +24,7 @@ from execution import Execution
 from identity import Identity
 from wire import Kind
 
-AGENT_VERSION = 1
+AGENT_VERSION = 2
 
 
 class Agent:
@@ -34,6 +35,8 @@ class Agent:
         self.identity = Identity()
         self.channel = Channel(port, self.selector)
         self.executions = {}
+        self.children = {}  # process id -> execution
+        self.paused = []  # outlets that wait for room in the channel
         self.epoch = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -49,14 +52,17 @@ class Agent:
                         self.handle(frame)
                 else:
                     key.data()
-            for execution in list(self.executions.values()):
-                execution.pump()
+            self.channel.flush()
+            while self.paused and not self.channel.is_full:
+                self.paused.pop().watch(True)
 
     def handle(self, frame):
         if frame.kind is Kind.HELLO:
             self.hello(frame)
         elif frame.epoch != self.epoch:
             raise wire.FrameError(f"a frame of epoch {frame.epoch} reached epoch {self.epoch}")
+        elif frame.kind is Kind.PING:
+            self.send(Kind.PONG, 0)
         elif frame.kind is Kind.QUIESCE:
             self.quiesce()
         elif frame.kind is Kind.START:
@@ -99,9 +105,8 @@ class Agent:
                 return
             if pid == 0:
                 return
-            for execution in self.executions.values():
-                if execution.pid == pid:
-                    execution.exited(status, usage)
+            if (execution := self.children.pop(pid, None)) is not None:
+                execution.exited(status, usage)
 
 
 def main():
@@ -109,6 +114,7 @@ def main():
     try:
         boot.mount_everything()
         boot.protect_self()
+        evidence.prepare()
         accounts.find("user")  # remembered for every child that is forked later
         Agent(boot.open_port()).serve()
     except Become as request:  # only in a forked child

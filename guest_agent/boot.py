@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import resource
 import socket
 import struct
 
@@ -13,6 +14,7 @@ import wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
+OPEN_FILES = 65536
 _RB_POWER_OFF = 0x4321FEDC
 
 
@@ -55,7 +57,8 @@ def _bring_up_loopback():
 
 
 def protect_self():
-    """Keep the agent alive when the guest runs out of memory; children get their normal score back."""
+    """Keep the agent alive when the guest runs out of memory or of descriptors; children get normal values back."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
 

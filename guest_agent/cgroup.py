@@ -7,6 +7,9 @@ ROOT = "/sys/fs/cgroup"
 USER = f"{ROOT}/user"
 RESERVE_BYTES = 40 * 1024 * 1024  # kernel, agent and the page cache that the agent itself needs
 PIDS_MAX = 1024
+PIDS_EACH = 768  # so that one fork bomb leaves the other executions something
+
+_PERIOD = 100_000
 
 _left_over = []
 _stock = []
@@ -37,6 +40,8 @@ class Group:
             _write(f"{self._path}/memory.max", str(limits["memory_bytes"]))
         if limits.get("processes"):
             _write(f"{self._path}/pids.max", str(limits["processes"]))
+        if limits.get("cpus"):
+            _write(f"{self._path}/cpu.max", f"{max(1000, int(limits['cpus'] * _PERIOD))} {_PERIOD}")
 
     def enter(self):
         _write(f"{self._path}/cgroup.procs", "0")
@@ -44,6 +49,24 @@ class Group:
     def kill(self):
         """Kill every process below, whatever session or group it put itself into."""
         _write(f"{self._path}/cgroup.kill", "1")
+
+    def signal(self, number):
+        """Send a signal to every process below."""
+        with open(f"{self._path}/cgroup.procs") as file:
+            pids = [int(line) for line in file]
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def forks_refused(self):
+        """Return how often a process could not be made because of a limit."""
+        try:
+            with open(f"{self._path}/pids.events") as file:
+                return int(file.readline().split()[1])
+        except OSError:
+            return 0
 
     def report(self):
         """Return peak memory and the number of processes that the kernel killed for want of memory."""
@@ -68,6 +91,7 @@ def restock():
     if not _stock:
         path = f"{USER}/e{next(_numbers)}"
         os.mkdir(path)
+        _write(f"{path}/pids.max", str(PIDS_EACH))
         _stock.append(path)
 
 

@@ -31,7 +31,7 @@ class Channel:
     def exchange(self, events):
         """Write what waits, read what came, return the complete frames."""
         if events & selectors.EVENT_WRITE:
-            self._flush()
+            self.flush()
         if not events & selectors.EVENT_READ:
             return []
         try:
@@ -43,10 +43,12 @@ class Channel:
         return self._decoder.feed(data)
 
     def send(self, data):
+        """Take bytes to send; they leave when the loop has handled all that came, or when they are many."""
         self._unsent += data
-        self._flush()
+        if len(self._unsent) > wire.CHUNK_BYTES:
+            self.flush()
 
-    def _flush(self):
+    def flush(self):
         try:
             while self._unsent:
                 sent = os.write(self._fd, self._unsent[: wire.CHUNK_BYTES])

@@ -1,14 +1,21 @@
 """What a forked child does to stop being the agent and become the program that was asked for."""
 
-import json
+import fcntl
+import math
 import os
+import resource
 import signal
-import sys
+import termios
 
 import accounts
+import boot
+import files
+import interpreter
 import script
+import watch
 
 WORKSPACE = "/workspace"
+SERVERS = {"interpreter": interpreter.serve, "files": files.serve, "watch": watch.serve}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -46,10 +53,21 @@ class Become(BaseException):
         os.setsid()
         for target, fd in enumerate(self._stdio):
             os.dup2(fd, target)
-        os.closerange(3, 4096)
+        os.closerange(len(self._stdio), boot.OPEN_FILES)
+        if self._request.get("pty"):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("0")
         os.umask(0o022)
+
+    def _limit(self, limits):
+        files = limits.get("open_files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files) if files else (1024, boot.OPEN_FILES))
+        if limits.get("cpu_seconds"):
+            seconds = max(1, math.ceil(limits["cpu_seconds"]))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        if limits.get("file_bytes"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
 
     def _drop_and_run(self):
         request = self._request
@@ -62,12 +80,16 @@ class Become(BaseException):
             "LOGNAME": user.pw_name,
             "SHELL": user.pw_shell,
             "LANG": "C.UTF-8",
-            "TERM": "dumb",
+            "TERM": "xterm-256color" if request.get("pty") else "dumb",
             "PYTHONUNBUFFERED": "1",
             **(request.get("env") or {}),
         }
+        if request.get("pty"):
+            os.fchown(0, user.pw_uid, 5)  # group tty
+            os.fchmod(0, 0o620)
+        self._limit(request.get("limits") or {})
         operation = request["op"]
-        path = script.place(request["name"], request["code"]) if operation == "python" else None
+        path = script.place(request["name"], request["code"]) if "code" in request else None
         os.setgroups(groups)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
@@ -76,31 +98,10 @@ class Become(BaseException):
         os.environ.update(environment)
         if operation == "python":
             return script.run(path, request.get("argv") or [])
-        if operation == "argv":
-            argv = request["argv"]
+        if operation in ("argv", "script"):
+            argv = request["argv"] if operation == "argv" else [*request["interpreter"], path, *request["argv"]]
             try:
                 os.execvpe(argv[0], argv, environment)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, argv[0]) from None
-        return _transfer(operation, request["path"], request.get("mode"))
-
-
-def _transfer(operation, path, mode):
-    """Copy standard input to a file or a file to standard output; a refusal is one JSON line on standard error."""
-    try:
-        if operation == "write":
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644 if mode is None else mode)
-            source, target = 0, fd
-        else:
-            source, target = os.open(path, os.O_RDONLY), 1
-        while data := os.read(source, 128 * 1024):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target, view) :]
-        if operation == "write" and mode is not None:
-            os.fchmod(target, mode)
-    except OSError as error:
-        sys.stderr.flush()
-        os.write(2, json.dumps({"errno": error.errno, "strerror": error.strerror}).encode())
-        return 1
-    return 0
+        return SERVERS[operation]()

@@ -1,15 +1,19 @@
-"""One execution: a child process, its three pipes, their credit, its control group and its end."""
+"""One execution: a child process, its pipes or its terminal, its control group and its end."""
 
+import fcntl
 import os
-import selectors
+import struct
+import termios
 import time
 
 import cgroup
+import evidence
 import wire
 from child import Become
+from pipe import Inlet, Outlet
 from wire import Kind
 
-WINDOW_KINDS = {Kind.WINDOW_OUT: Kind.OUT, Kind.WINDOW_ERR: Kind.ERR}
+_END_OF_FILE = b"\x04"
 
 
 class Execution:
@@ -19,166 +23,170 @@ class Execution:
         self.agent = agent
         self.id = ident
         self.pid = None
-        self.started = time.monotonic()
-        self._stdin = None
-        self._stdin_data = bytearray()
-        self._stdin_eof = False
-        self._streams = {}  # kind -> file descriptor
-        self._credit = {Kind.OUT: wire.WINDOW_BYTES, Kind.ERR: wire.WINDOW_BYTES}
-        self._idle = set()  # kinds whose pipe was found empty
-        self._registered = {}  # file descriptor -> events
+        self._started = time.monotonic()
+        self._inlets = {}
+        self._outlets = {}
+        self._terminal = None
+        self._answer_waits = False
         self._status = None
         self._usage = None
-        self.group = cgroup.Group()
+        self._group = cgroup.Group()
 
     def start(self, request):
         """Fork. The child leaves by raising `Become`, so that none of the agent's frames outlive it."""
-        stdin_read, self._stdin = os.pipe2(os.O_CLOEXEC)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        self._streams = {Kind.OUT: out_read, Kind.ERR: err_read}
-        for fd in (self._stdin, out_read, err_read):
-            os.set_blocking(fd, False)
+        theirs = []
         try:
-            self.group.create(request.get("limits") or {})
-            pid = os.fork()
+            if request.get("pty"):
+                self._open_terminal(theirs, *request["pty"])
+            else:
+                self._inlets[Kind.STDIN] = Inlet(self, Kind.STDIN, _pipe_in(theirs))
+                self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, _pipe_out(theirs))
+                self._outlets[Kind.ERR] = Outlet(self, Kind.ERR, _pipe_out(theirs))
+            if request.get("control"):
+                self._inlets[Kind.ASK] = Inlet(self, Kind.ASK, _pipe_in(theirs))
+                self._outlets[Kind.ANSWER] = AnswerOutlet(self, Kind.ANSWER, _pipe_out(theirs))
+            self._group.create(request.get("limits") or {})
+            self.pid = os.fork()
         except OSError as error:
-            os.write(err_write, f"sandbox: cannot start a process in the guest: {error.strerror}\n".encode())
-            self._status, self._usage = 126 << 8, None
-            pid = -1
-        if pid == 0:
-            raise Become(request, (stdin_read, out_write, err_write), self.group)
-        for fd in (stdin_read, out_write, err_write):
+            self._refuse(theirs, f"sandbox: cannot start a process in the guest: {error.strerror}\n")
+            return
+        if self.pid == 0:
+            raise Become(request, theirs, self._group)
+        for fd in set(theirs):
             os.close(fd)
-        self.pid = pid
+        self.agent.children[self.pid] = self
+        self.agent.send(Kind.STARTED, self.id, wire.pid(self.pid))
+
+    def _open_terminal(self, theirs, rows, columns):
+        self._terminal, slave = os.openpty()
+        theirs += [slave] * 3
+        self._resize(rows, columns)
+        self._inlets[Kind.STDIN] = inlet = Inlet(self, Kind.STDIN, os.dup(self._terminal))
+        inlet.end_with = _END_OF_FILE
+        self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, os.dup(self._terminal))
 
     def handle(self, frame):
-        if frame.kind is Kind.STDIN:
-            self._stdin_data += frame.payload
-        elif frame.kind is Kind.STDIN_EOF:
-            self._stdin_eof = True
-        elif frame.kind in WINDOW_KINDS:
-            self._credit[WINDOW_KINDS[frame.kind]] += wire.decode_count(frame.payload)
-        elif frame.kind is Kind.KILL:
+        kind = frame.kind
+        if kind is Kind.STDIN or kind is Kind.ASK:
+            if kind in self._inlets:
+                self._inlets[kind].put(frame.payload)
+        elif kind is Kind.STDIN_EOF:
+            self._inlets[Kind.STDIN].end()
+        elif kind is Kind.WINDOW_OUT:
+            stream, count = wire.decode_window(frame.payload, wire.OUTPUTS)
+            if stream in self._outlets:
+                self._outlets[stream].grant(count)
+        elif kind is Kind.RESIZE:
+            if self._terminal is not None:
+                self._resize(*wire.decode_size(frame.payload))
+        elif kind is Kind.KILL:
             self.kill(wire.decode_json(frame.payload))
+
+    def _resize(self, rows, columns):
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def kill(self, request):
         """Send a signal to the child's process group, or kill every process in the control group."""
-        if request.get("tree"):
-            self.group.kill()
+        number = int(request.get("signal", 9))
+        if request.get("tree") and number == 9:
+            self._group.kill()
+        elif request.get("tree"):
+            self._group.signal(number)
         elif self._status is None:
             try:
-                os.killpg(self.pid, int(request["signal"]))
+                os.killpg(self.pid, number)
             except ProcessLookupError:
                 pass
 
     def exited(self, status, usage):
+        """The child is dead: what it wrote before is still in the pipes and goes out first."""
         self._status, self._usage = status, usage
-        self._idle.clear()  # what the child wrote before it died is in the pipes: look once more
+        self._forward(list(self._outlets.values()))
 
-    def pump(self):
-        """Move what can be moved, then say which descriptors are worth waiting for."""
-        self._feed_stdin()
-        for kind, fd in list(self._streams.items()):
-            self._read(kind, fd)
-        if self._status is not None and all(kind in self._idle for kind in self._streams):
+    def hold_answer(self):
+        """The server has answered: what it printed before goes out before its answer."""
+        self._answer_waits = True
+        self._forward([self._outlets[kind] for kind in (Kind.OUT, Kind.ERR) if kind in self._outlets])
+
+    def _forward(self, outlets):
+        for outlet in outlets:
+            outlet.mark()
+        for outlet in outlets:
+            if outlet.left:
+                outlet.move()
+        self.advance()
+
+    def advance(self):
+        """Go on with what waited for output to be forwarded: an answer, or the end."""
+        if self._answer_waits:
+            if any(self._outlets[kind].left for kind in (Kind.OUT, Kind.ERR) if kind in self._outlets):
+                return
+            self._answer_waits = False
+            self._outlets[Kind.ANSWER].move_now()
+        if self._status is not None and not any(outlet.left for outlet in self._outlets.values()):
             self._finish()
-            return
-        for kind, fd in self._streams.items():
-            self._watch(fd, selectors.EVENT_READ if self._credit[kind] and not self.agent.channel.is_full else 0)
-        if self._stdin is not None:
-            self._watch(self._stdin, selectors.EVENT_WRITE if self._stdin_data else 0)
-
-    def _feed_stdin(self):
-        consumed = 0
-        while self._stdin_data:
-            try:
-                written = os.write(self._stdin, self._stdin_data) if self._stdin is not None else len(self._stdin_data)
-            except BlockingIOError:
-                break
-            except OSError:  # the reader is gone: take the rest and drop it, as a pipe's writer would find out
-                self._close_stdin()
-                continue
-            del self._stdin_data[:written]
-            consumed += written
-        if consumed and self._status is None:
-            self.agent.channel.send(wire.encode_count(Kind.WINDOW_IN, self.agent.epoch, self.id, consumed))
-        if self._stdin_eof and not self._stdin_data:
-            self._close_stdin()
-
-    def _close_stdin(self):
-        if self._stdin is not None:
-            self._watch(self._stdin, 0)
-            os.close(self._stdin)
-            self._stdin = None
-
-    def _read(self, kind, fd):
-        while self._credit[kind] and not self.agent.channel.is_full:
-            try:
-                data = os.read(fd, min(wire.CHUNK_BYTES, self._credit[kind]))
-            except BlockingIOError:
-                self._idle.add(kind)
-                return
-            if not data:
-                self._watch(fd, 0)
-                os.close(fd)
-                del self._streams[kind]
-                return
-            self._idle.discard(kind)
-            self._credit[kind] -= len(data)
-            self.agent.send(kind, self.id, data)
-
-    def _watch(self, fd, events):
-        if self._registered.get(fd, 0) == events:
-            return
-        selector = self.agent.selector
-        if not events:
-            selector.unregister(fd)
-            del self._registered[fd]
-            return
-        if fd in self._registered:
-            selector.modify(fd, events, _nothing)
-        else:
-            selector.register(fd, events, _nothing)
-        self._registered[fd] = events
 
     def _finish(self):
-        """Report the end. A background child may still hold the pipes: they are emptied into nowhere."""
-        self._close_stdin()
-        for fd in self._streams.values():
-            self._watch(fd, 0)
-            Drain(self.agent.selector, fd)
-        del self.agent.executions[self.id]
+        """Report the end. Background programs may still hold the pipes: those are emptied into nowhere."""
+        status, self._status = self._status, None
+        self._give_up_pipes()
         end = {
-            "code": os.WEXITSTATUS(self._status) if os.WIFEXITED(self._status) else None,
-            "signal": os.WTERMSIG(self._status) if os.WIFSIGNALED(self._status) else None,
-            "wall_s": time.monotonic() - self.started,
+            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+            "wall_s": time.monotonic() - self._started,
         }
         if self._usage is not None:
             end["cpu_s"] = self._usage.ru_utime + self._usage.ru_stime
-        end.update(self.group.report())
+        end.update(self._group.report())
+        if status:
+            end["evidence"] = evidence.collect(self._group, end.get("oom_kills"))
+        self._end(end)
+
+    def _refuse(self, theirs, message):
+        """No process came to be: say so on the execution's standard error."""
+        for fd in set(theirs):
+            os.close(fd)
+        self._give_up_pipes()
+        self.agent.send(Kind.ERR, self.id, message.encode())
+        self._end({"code": 126, "signal": None, "wall_s": time.monotonic() - self._started})
+
+    def _end(self, end):
+        del self.agent.executions[self.id]
         self.agent.send_json(Kind.EXITED, self.id, end)
-        self.group.remove()  # nobody waits for this any more
+        self.agent.channel.flush()
+        self._group.remove()  # nobody waits for this any more
         cgroup.restock()
 
-
-class Drain:
-    """Reads and forgets what is left in a pipe, until its last writer closes it."""
-
-    def __init__(self, selector, fd):
-        self._selector = selector
-        self._fd = fd
-        selector.register(fd, selectors.EVENT_READ, self)
-
-    def __call__(self):
-        try:
-            if os.read(self._fd, 64 * 1024):
-                return
-        except BlockingIOError:
-            return
-        self._selector.unregister(self._fd)
-        os.close(self._fd)
+    def _give_up_pipes(self):
+        for inlet in self._inlets.values():
+            inlet.close()
+        for outlet in self._outlets.values():
+            outlet.release()
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
 
 
-def _nothing():
-    """The work is done in `pump`, which runs after every wake-up."""
+class AnswerOutlet(Outlet):
+    """A server's answers: what the server printed before an answer is forwarded before it."""
+
+    def move(self):
+        self.watch(False)
+        self._execution.hold_answer()
+
+    def move_now(self):
+        self.watch(True)
+        super().move()
+
+
+def _pipe_in(theirs):
+    """Make a pipe into the program; return our end of it."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    theirs.append(read)
+    return write
+
+
+def _pipe_out(theirs):
+    read, write = os.pipe2(os.O_CLOEXEC)
+    theirs.append(write)
+    return read

@@ -30,15 +30,22 @@ def place(name, code):
 
 def run(path, arguments):
     """Execute the file as `__main__` and return the exit status that an interpreter would give."""
-    _forget_agent()
-    _open_stdio()
+    become_interpreter()
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
     sys.argv = [path, *arguments]
     sys.path.insert(0, os.path.dirname(path))
     status = _execute(path, main)
-    return _finalize(status)
+    return finalize(status)
+
+
+def become_interpreter():
+    """Leave nothing of the agent to be seen, and give the process what an interpreter starts with."""
+    _forget_agent()
+    _open_stdio()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _forget_agent():
@@ -72,7 +79,7 @@ def _execute(path, main):
         return _exit_status(exit_.code)
     except KeyboardInterrupt:
         traceback.print_exc()
-        _finalize(130)
+        finalize(130)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException as error:
@@ -95,7 +102,7 @@ def _exit_status(code):
     return 1
 
 
-def _finalize(status):
+def finalize(status):
     """What `Py_FinalizeEx` promises to user code: threads joined, exit handlers run, streams flushed."""
     try:
         threading._shutdown()

@@ -13,14 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sandbox.certificate import Cause as Cause
+    from sandbox.certificate import DeathCertificate as DeathCertificate
     from sandbox.cold_boot import ColdBoot as ColdBoot
     from sandbox.config import HostConfig as HostConfig
+    from sandbox.config import Limits as Limits
     from sandbox.config import PoolConfig as PoolConfig
     from sandbox.config import TemplateConfig as TemplateConfig
     from sandbox.errors import ConfigError as ConfigError
     from sandbox.errors import ExecutionFailed as ExecutionFailed
     from sandbox.errors import GuestFileError as GuestFileError
     from sandbox.errors import GuestLost as GuestLost
+    from sandbox.errors import HostFileError as HostFileError
     from sandbox.errors import HostResources as HostResources
     from sandbox.errors import HypervisorError as HypervisorError
     from sandbox.errors import ImageError as ImageError
@@ -31,10 +35,25 @@ if TYPE_CHECKING:
     from sandbox.errors import StartError as StartError
     from sandbox.errors import StateError as StateError
     from sandbox.errors import TemplateError as TemplateError
+    from sandbox.guest.context import Context as Context
+    from sandbox.guest.events import Ended as Ended
+    from sandbox.guest.events import Event as Event
+    from sandbox.guest.events import Output as Output
+    from sandbox.guest.events import Started as Started
+    from sandbox.guest.execution import Execution as Execution
+    from sandbox.guest.execution import Status as Status
+    from sandbox.guest.files import Change as Change
+    from sandbox.guest.files import FileEntry as FileEntry
+    from sandbox.guest.files import Files as Files
+    from sandbox.guest.files import FileStat as FileStat
+    from sandbox.guest.sandbox import Sandbox as Sandbox
+    from sandbox.guest.tree import TreeReport as TreeReport
     from sandbox.oneshot import run as run
     from sandbox.pool.lease import Lease as Lease
     from sandbox.pool.pool import VMPool as VMPool
     from sandbox.pool.statistics import PoolStatistics as PoolStatistics
+    from sandbox.result import CellError as CellError
+    from sandbox.result import CellResult as CellResult
     from sandbox.result import Outcome as Outcome
     from sandbox.result import Result as Result
     from sandbox.template.template import Template as Template
@@ -42,13 +61,23 @@ if TYPE_CHECKING:
     from sandbox.vm import VMSource as VMSource
 
 _HOMES = {
+    "sandbox.certificate": (
+        "Cause",
+        "DeathCertificate",
+    ),
     "sandbox.cold_boot": ("ColdBoot",),
-    "sandbox.config": ("HostConfig", "PoolConfig", "TemplateConfig"),
+    "sandbox.config": (
+        "HostConfig",
+        "Limits",
+        "PoolConfig",
+        "TemplateConfig",
+    ),
     "sandbox.errors": (
         "ConfigError",
         "ExecutionFailed",
         "GuestFileError",
         "GuestLost",
+        "HostFileError",
         "HostResources",
         "HypervisorError",
         "ImageError",
@@ -60,13 +89,40 @@ _HOMES = {
         "StateError",
         "TemplateError",
     ),
+    "sandbox.guest.context": ("Context",),
+    "sandbox.guest.events": (
+        "Ended",
+        "Event",
+        "Output",
+        "Started",
+    ),
+    "sandbox.guest.execution": (
+        "Execution",
+        "Status",
+    ),
+    "sandbox.guest.files": (
+        "Change",
+        "FileEntry",
+        "Files",
+        "FileStat",
+    ),
+    "sandbox.guest.sandbox": ("Sandbox",),
+    "sandbox.guest.tree": ("TreeReport",),
+    "sandbox.oneshot": ("run",),
     "sandbox.pool.lease": ("Lease",),
     "sandbox.pool.pool": ("VMPool",),
     "sandbox.pool.statistics": ("PoolStatistics",),
-    "sandbox.result": ("Outcome", "Result"),
-    "sandbox.oneshot": ("run",),
+    "sandbox.result": (
+        "CellError",
+        "CellResult",
+        "Outcome",
+        "Result",
+    ),
     "sandbox.template.template": ("Template",),
-    "sandbox.vm": ("VM", "VMSource"),
+    "sandbox.vm": (
+        "VM",
+        "VMSource",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

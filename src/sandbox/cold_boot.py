@@ -16,6 +16,7 @@ class ColdBoot:
 
     def __init__(self, host: Hypervisor, image: Image, *, memory_mib: int = 256, vcpus: int = 1) -> None:
         self._host = host
+        self._languages = image.manifest.recipe.languages
         self._spec = MachineSpec(
             kernel=image.kernel, initrd=image.initrd, root=image.root, memory_mib=memory_mib, vcpus=vcpus
         )
@@ -24,5 +25,5 @@ class ColdBoot:
     async def lease(self) -> AsyncIterator[VM]:
         """Boot one VM, give it for the length of the context, destroy it."""
         machine = await self._host.start(self._spec)
-        async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
+        async with open_vm(machine, ready_seconds=BOOT_SECONDS, languages=self._languages) as vm:
             yield vm

@@ -62,6 +62,31 @@ class TemplateConfig(_Frozen):
     """Virtual processors."""
 
 
+class Limits(_Frozen):
+    """What one execution may take, beside what the VM has. None leaves it to the VM's own bounds."""
+
+    memory_bytes: int | None = Field(default=None, ge=1024 * 1024)
+    """Memory of the whole process tree, files in memory included. Beyond it the tree's largest process is killed."""
+
+    processes: int | None = Field(default=None, ge=1)
+    """Processes and threads of the whole tree."""
+
+    open_files: int | None = Field(default=None, ge=3, le=65536)
+    """Open file descriptors of each process."""
+
+    file_bytes: int | None = Field(default=None, ge=0)
+    """Size of each file that is written. The disk as a whole is bounded by the VM's memory."""
+
+    cpus: float | None = Field(default=None, gt=0)
+    """Processors' worth of time that the tree gets, such as 0.5."""
+
+    cpu_seconds: float | None = Field(default=None, gt=0)
+    """Processor time of each process; rounded up to whole seconds."""
+
+    output_bytes: int | None = Field(default=None, ge=0)
+    """Output of both streams together. Beyond it the tree is killed and the outcome is `OUTPUT_LIMIT`."""
+
+
 class PoolConfig(_Frozen):
     """A pool's template, its bounds and its ages. Times are seconds."""
 

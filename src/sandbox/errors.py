@@ -13,6 +13,7 @@
     ├─ GuestLost                     sent, but no answer: it may have run; never retried by us
     │  └─ ProtocolError              the guest broke the protocol, so nothing it says counts
     ├─ GuestFileError (OSError)      a file operation that the guest refused
+    ├─ HostFileError (OSError)       a copy from a guest that cannot be written to this host, or should not
     └─ ExecutionFailed               raised by `Result.check()` only
 
 What a guest program did (exit code, signal, time-out, output limit) is data in `Result`, never an exception.
@@ -25,6 +26,7 @@ from copy import copy
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
+    from sandbox.certificate import DeathCertificate
     from sandbox.result import Result
 
 
@@ -101,11 +103,12 @@ class HypervisorError(StartError):
 class GuestLost(SandboxError):
     """The VM or the channel to it is gone. What was sent may have run; it is never retried.
 
-    `partial` holds the output that had arrived, when an execution was under way.
+    `partial` holds the output that had arrived, when an execution was under way. `certificate` states the cause.
     """
 
     code = "GUEST_LOST"
     partial: Result | None = None
+    certificate: DeathCertificate | None = None
 
 
 class ProtocolError(GuestLost):
@@ -118,6 +121,12 @@ class GuestFileError(SandboxError, OSError):
     """The guest refused a file operation; `errno` and `filename` are the guest's words."""
 
     code = "GUEST_FILE"
+
+
+class HostFileError(SandboxError, OSError):
+    """A file from a guest cannot be written to this host, or its name or size forbids it."""
+
+    code = "HOST_FILE"
 
 
 class ExecutionFailed(SandboxError):

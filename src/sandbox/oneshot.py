@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Unpack
 
-from sandbox.guest.run import OutputSink, Stdin
+from sandbox.guest.sandbox import RunOptions
 from sandbox.result import Result
 from sandbox.template.template import Template
 from sandbox.vm import VMSource
@@ -14,18 +15,16 @@ async def run(
     code: str,
     *,
     source: VMSource | None = None,
+    language: str = "python",
     args: Sequence[str] = (),
-    timeout: float | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: Stdin = b"",
-    on_output: OutputSink | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
-    """Run Python code in a VM of its own and destroy the VM.
+    """Run code in a VM of its own and destroy the VM.
 
-    `source` is a pool, a template or a cold boot; by default a clone of the default template. See `VM.run` for the
-    rest, for what is raised, and for what the result says.
+    `source` is a pool, a template or a cold boot; by default a clone of the default template. See `Sandbox.run` for
+    the rest, for what is raised, and for what the result says.
     """
     if source is None:
         source = await Template.ensure()
     async with source.lease() as vm:
-        return await vm.run(code, args=args, timeout=timeout, env=env, stdin=stdin, on_output=on_output)
+        return await vm.run(code, language=language, args=args, **options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from signal import Signals
+from typing import Any
 
+from sandbox.certificate import DeathCertificate
 from sandbox.errors import ExecutionFailed
 
 
@@ -17,16 +20,22 @@ class Outcome(StrEnum):
     SIGNALED = "signaled"
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
+    OUTPUT_LIMIT = "output_limit"
+    CANCELLED = "cancelled"
+    """The call was cancelled, and the program killed for it. Seen by who attaches to the execution."""
+    GUEST_CRASHED = "guest_crashed"
+    """This and all below only in `GuestLost.partial`: what had arrived when the VM or the channel went."""
+    GUEST_SHUTDOWN = "guest_shutdown"
+    PROTOCOL_ERROR = "protocol_error"
     VM_LOST = "vm_lost"
-    """Only in `GuestLost.partial`: what had arrived when the VM or the channel went."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """The end of one execution. Times are float seconds; streams are bytes as the guest wrote them.
 
-    `stdout`, `stderr` and `combined` (both in order of arrival) hold the first bytes up to the capture limit;
-    `stdout_bytes` and `stderr_bytes` count all that was written. Output before a time-out is kept.
+    `stdout` and `stderr` hold the first bytes up to the capture limit, `stdout_bytes` and `stderr_bytes` count all that
+    was written, and the tails hold the last bytes of a stream that was cut. Output before any end is kept.
     """
 
     outcome: Outcome
@@ -36,7 +45,6 @@ class Result:
     """The signal that ended the program, or None."""
     stdout: bytes
     stderr: bytes
-    combined: bytes
     stdout_bytes: int
     stderr_bytes: int
     duration: float
@@ -47,6 +55,17 @@ class Result:
     """The most memory its control group held, page cache included, as the guest's kernel tells."""
     vm: str = ""
     """Name of the machine that ran it."""
+    id: str = ""
+    """The execution's id: `Sandbox.attach` takes it while the VM lives."""
+    started_at: datetime | None = None
+    """UTC, by the host's clock."""
+    ended_at: datetime | None = None
+    certificate: DeathCertificate | None = None
+    """Why it ended, for every end but an exit with 0."""
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+    runs: array[int] = field(default_factory=lambda: array("I"), repr=False)
+    """How the streams interleave: lengths in order of arrival, in turn of standard output and standard error."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `start` (restore until ready), `warm_up`, for a pooled VM `queue` and `claim`, and `run`."""
 
@@ -68,6 +87,23 @@ class Result:
         return len(self.stderr) < self.stderr_bytes
 
     @property
+    def combined(self) -> bytes:
+        """Both streams in order of arrival, up to where the first of them was cut."""
+        pieces: list[bytes] = []
+        sources, positions = (self.stdout, self.stderr), [0, 0]
+        for index, length in enumerate(self.runs):
+            source, start = sources[index % 2], positions[index % 2]
+            pieces.append(source[start : start + length])
+            positions[index % 2] = start + length
+            if start + length > len(source):
+                break
+        return b"".join(pieces)
+
+    @property
+    def combined_truncated(self) -> bool:
+        return sum(self.runs) < self.stdout_bytes + self.stderr_bytes or self.stdout_truncated or self.stderr_truncated
+
+    @property
     def text(self) -> str:
         """Standard output as UTF-8, undecodable bytes replaced."""
         return self.stdout.decode("utf-8", "replace")
@@ -83,12 +119,8 @@ class Result:
 
     def describe(self) -> str:
         """Return one line on how it ended."""
-        if self.outcome is Outcome.TIMED_OUT:
-            return f"timed out after {self.duration:.3g} s; the whole process tree was killed"
-        if self.outcome is Outcome.OUT_OF_MEMORY:
-            return "the guest ran out of memory and killed the program; give the VM more (--memory)"
-        if self.signal is not None:
-            return f"ended by {_signal_name(self.signal)}"
+        if self.certificate is not None:
+            return self.certificate.summary
         return f"exited with {self.exit_code}"
 
     def check(self) -> Result:
@@ -99,8 +131,23 @@ class Result:
         raise ExecutionFailed(self.describe() + (f"; its last words:\n{tail}" if tail else ""), self)
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+@dataclass(frozen=True, slots=True)
+class CellError:
+    """The exception that ended a cell, in the guest's words."""
+
+    name: str
+    text: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult(Result):
+    """The end of one call of a persistent context. `exit_code` is 0, or 1 after an error; bash gives its status."""
+
+    value: Mapping[str, Any] | None = None
+    """The last expression's value as a MIME bundle: `text/plain` always, others as it offers; binary in base64."""
+    displayed: tuple[Mapping[str, Any], ...] = ()
+    """What was shown with `display()`, and every plot that was open at the end."""
+    error: CellError | None = None
+    context_alive: bool = True
+    """Whether the interpreter, and with it all state, lives on."""

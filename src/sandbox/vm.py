@@ -1,29 +1,25 @@
-"""A VM that is ready: a machine, a verified conversation with its agent, and what can be asked of it."""
+"""A VM that is ready: a machine, a verified conversation with its agent, and its end."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import Protocol
 
-from sandbox.errors import ConfigError, GuestFileError, GuestLost, StartError
+from sandbox.certificate import Cause
+from sandbox.errors import GuestLost, StartError
 from sandbox.guest.client import GuestClient
+from sandbox.guest.execution import lost
 from sandbox.guest.identity import Identity, Receipt
-from sandbox.guest.run import OutputSink, Stdin, execute
+from sandbox.guest.sandbox import Sandbox
 from sandbox.hypervisor.machine import Machine
-from sandbox.result import Result
 
-CAPTURE_BYTES = 16 * 1024 * 1024
-FILE_SECONDS = 60.0
-FILE_BYTES = 256 * 1024 * 1024
 READY_SECONDS = 30.0
 BOOT_SECONDS = 120.0
+_PARTING_SECONDS = 0.5
+"""QEMU closes the channel a moment before it ends: so long its end is awaited, because it tells why."""
 
 
 class VMSource(Protocol):
@@ -34,15 +30,14 @@ class VMSource(Protocol):
         ...
 
 
-class VM:
-    """One fresh virtual machine. Commands run in it one after another or side by side, until it is destroyed."""
+class VM(Sandbox):
+    """One fresh virtual machine: a sandbox, and what is known of the machine that it is the inside of."""
 
-    def __init__(self, machine: Machine, client: GuestClient) -> None:
+    def __init__(self, machine: Machine, client: GuestClient, languages: Sequence[str]) -> None:
+        super().__init__(client, languages)
         self._machine = machine
-        self._client = client
         self._on_lost: list[Callable[[], None]] = []
         self.receipt: Receipt | None = None
-        self.timings: Mapping[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<VM {self.name} {'alive' if self.is_alive else 'dead'}>"
@@ -62,6 +57,15 @@ class VM:
         """Whether QEMU runs and the conversation with the guest is unbroken."""
         return self._client.lost is None and self._machine.is_alive
 
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by stage of its making; every `Result` has them, too."""
+        return self._client.timings
+
+    @timings.setter
+    def timings(self, timings: Mapping[str, float]) -> None:
+        self._client.timings = timings
+
     def call_when_lost(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once when the VM dies or its channel breaks; at once if it has."""
         if self.is_alive:
@@ -69,116 +73,26 @@ class VM:
         else:
             callback()
 
-    async def run(
-        self,
-        code: str,
-        *,
-        args: Sequence[str] = (),
-        name: str = "script.py",
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: Stdin = b"",
-        on_output: OutputSink | None = None,
-        capture_bytes: int = CAPTURE_BYTES,
-    ) -> Result:
-        """Run Python code as a script of its own in a fork of the guest's warm interpreter.
-
-        `timeout` is in seconds; when it passes, the whole process tree is killed and the result says so. `on_output`
-        gets (`"stdout"` or `"stderr"`, bytes) as the program writes; awaiting in it slows the program down.
-        `capture_bytes` bounds what each stream of the result holds. Raises `GuestLost` when the VM dies meanwhile.
-        """
-        request: dict[str, object] = {"op": "python", "code": code, "name": name, "argv": list(args)}
-        request |= {"env": dict(env or {}), "cwd": cwd, "user": user}
-        return await self._execute(request, timeout, stdin, on_output, capture_bytes)
-
-    async def exec(
-        self,
-        argv: Sequence[str] | str,
-        *,
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: Stdin = b"",
-        on_output: OutputSink | None = None,
-        capture_bytes: int = CAPTURE_BYTES,
-    ) -> Result:
-        """Run a command: an argument vector, or a string for `bash -c`. The rest is as in `run`.
-
-        A command that does not exist exits with 127, one that cannot be executed with 126.
-        """
-        vector = ["bash", "-c", argv] if isinstance(argv, str) else list(argv)
-        if not vector:
-            raise ConfigError("the argument vector is empty")
-        request: dict[str, object] = {"op": "argv", "argv": vector}
-        request |= {"env": dict(env or {}), "cwd": cwd, "user": user}
-        return await self._execute(request, timeout, stdin, on_output, capture_bytes)
-
-    async def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
-        """Write `data` to `path` in the guest, as the unprivileged user unless `user` says otherwise.
-
-        Relative paths start at the working directory. Raises `GuestFileError` with the guest's errno.
-        """
-        request: dict[str, object] = {"op": "write", "path": path, "mode": mode, "user": user}
-        result = await self._execute(request, FILE_SECONDS, data, None, CAPTURE_BYTES)
-        _check_file(result, path)
-
-    async def read_file(self, path: str, *, user: str | None = None, limit: int = FILE_BYTES) -> bytes:
-        """Return the content of `path` in the guest; refuse one of more than `limit` bytes."""
-        request: dict[str, object] = {"op": "read", "path": path, "user": user}
-        result = await self._execute(request, FILE_SECONDS, b"", None, limit)
-        _check_file(result, path)
-        if result.stdout_truncated:
-            raise GuestFileError(errno.EFBIG, f"the file has {result.stdout_bytes} bytes, the limit is {limit}", path)
-        return result.stdout
-
-    async def _execute(
-        self,
-        request: dict[str, object],
-        timeout: float | None,
-        stdin: Stdin,
-        on_output: OutputSink | None,
-        capture_bytes: int,
-    ) -> Result:
-        if timeout is not None and timeout <= 0:
-            raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
-        _check_words(request)
-        try:
-            result = await execute(
-                self._client,
-                request,
-                stdin=stdin,
-                on_output=on_output,
-                timeout=timeout,
-                capture_bytes=capture_bytes,
-            )
-        except GuestLost as lost:
-            if lost.partial is not None:
-                lost.partial = replace(lost.partial, vm=self.name, timings={**self.timings})
-            raise
-        return replace(result, vm=self.name, timings={**self.timings, "run": result.duration})
+    def console(self) -> str:
+        """Return the last 64 KiB that the guest's kernel and init have printed."""
+        return self._machine.console.text()
 
     async def quiesce(self, timeout: float) -> None:
         """Bring the guest to rest for a snapshot; afterwards it takes nothing but a new identity."""
         await self._client.quiesce(timeout)
 
-    def kill(self) -> None:
-        """End the QEMU process at once, without waiting; the owner still destroys what remains."""
-        self._machine.process.kill()
-
-    def _lose(self, error: GuestLost) -> None:
+    def on_lost(self) -> None:
         """Whatever broke first, machine or conversation: end the other, tell everybody once."""
         self._machine.process.kill()
-        self._client.close(error)
         callbacks, self._on_lost = self._on_lost, []
         for callback in callbacks:
             callback()
 
 
 @asynccontextmanager
-async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM]:
+async def open_vm(
+    machine: Machine, *, ready_seconds: float, languages: Sequence[str] = ("python", "bash")
+) -> AsyncIterator[VM]:
     """Take ownership of a running machine, renew its identity, give it as a VM, and destroy it in the end.
 
     Raises `StartError` when the guest does not confirm its identity in time; the machine is then destroyed.
@@ -187,27 +101,57 @@ async def open_vm(machine: Machine, *, ready_seconds: float) -> AsyncIterator[VM
     pidfd = machine.process.fileno()
     client: GuestClient | None = None
     try:
-        client = GuestClient(machine.stream, on_lost=lambda error: vm._lose(error))  # noqa: PLW0108 - vm comes later
-        vm = VM(machine, client)
+        machine.console.start_receiving()
+        client = GuestClient(
+            machine.stream,
+            name=machine.name,
+            on_lost=lambda _: vm.on_lost(),
+            on_closed=lambda: part(),  # noqa: PLW0108 - it comes later
+        )
+        vm = VM(machine, client, languages)
 
         def on_death() -> None:
             loop.remove_reader(pidfd)
             machine.process.reap()
-            vm._lose(GuestLost(f"the VM {machine.name} has ended: its QEMU process is gone"))
+            client.close(_death(machine))
+
+        def part() -> None:
+            broke = lost(Cause.CHANNEL, f"the channel to the VM {machine.name} broke while its QEMU ran")
+            loop.call_later(_PARTING_SECONDS, client.close, broke)
 
         loop.add_reader(pidfd, on_death)
         started = time.monotonic()
         try:
             vm.receipt = await client.handshake(Identity(hostname=machine.name), ready_seconds)
         except GuestLost as error:
-            raise StartError(f"the guest of {machine.name} did not become ready: {error}") from error
+            said = machine.console.last_line()
+            said = f"{error}; its console ends with: {said}" if said else str(error)
+            raise StartError(f"the guest of {machine.name} did not become ready: {said}") from error
         vm.timings = {"ready": time.monotonic() - started}
         yield vm
     finally:
         loop.remove_reader(pidfd)
         if client is not None:  # whoever still waits for an execution hears of the end
-            client.close(GuestLost(f"the lease on {machine.name} has ended: its VM is destroyed"))
+            client.close(lost(Cause.RELEASED, f"the lease on {machine.name} has ended: its VM is destroyed"))
         await machine.destroy()
+
+
+def _death(machine: Machine) -> GuestLost:
+    """Return why a QEMU process ended, as far as its exit status and the guest's console tell."""
+    machine.console.drain()
+    status, last = machine.process.exit_status, machine.console.last_line()
+    gone = f"the VM {machine.name} has ended"
+    if status is None:
+        return lost(Cause.QEMU_KILLED, f"{gone}: its QEMU process is gone", console=last)
+    if status < 0:
+        said = f"{gone}: its QEMU was killed by signal {-status}, on the host"
+        return lost(Cause.QEMU_KILLED, said, qemu_signal=-status, console=last)
+    if machine.console.has_panicked():
+        said = f"{gone}: the guest's kernel panicked"
+        return lost(Cause.KERNEL_PANIC, said, qemu_status=status, console=machine.console.panic_line())
+    if status == 0:
+        return lost(Cause.POWER_OFF, f"{gone}: the guest powered off or restarted", qemu_status=0, console=last)
+    return lost(Cause.QEMU_FAILED, f"{gone}: its QEMU exited with {status}", qemu_status=status, console=last)
 
 
 async def warm_up(vm: VM) -> None:
@@ -218,29 +162,3 @@ async def warm_up(vm: VM) -> None:
         raise StartError(f"the guest of {vm.name} was lost in its warm-up: {error}") from error
     if not result.ok:
         raise StartError(f"the guest of {vm.name} cannot run a simple script: {result.describe()}")
-
-
-def _check_file(result: Result, path: str) -> None:
-    if result.ok:
-        return
-    try:
-        said = json.loads(result.stderr[:4096])
-        number = int(said["errno"])
-    except (ValueError, KeyError, TypeError):
-        detail = result.stderr[:200].decode("utf-8", "replace").strip()
-        raise GuestFileError(errno.EIO, detail or result.describe(), path) from None
-    raise GuestFileError(number, os.strerror(number), path)
-
-
-def _check_words(request: Mapping[str, object]) -> None:
-    """Refuse what no program can be given: names without a name, and NUL bytes."""
-    words = [value for key in ("cwd", "user", "path", "name") if isinstance(value := request.get(key), str)]
-    if isinstance(argv := request.get("argv"), list):
-        words += argv
-    if isinstance(environment := request.get("env"), dict):
-        words += [*environment.keys(), *environment.values()]
-        for name in environment:
-            if not name or "=" in name:
-                raise ConfigError(f"environment variable name {name!r} is empty or holds '='")
-    if any("\0" in word for word in words):
-        raise ConfigError("an argument, path or environment variable holds a NUL byte, which no program can take")

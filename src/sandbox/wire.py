@@ -2,12 +2,13 @@
 
 A frame is a 13-byte header (payload length, epoch, execution id, kind) and a payload. The receiver checks kind and
 length before it allocates anything. The epoch is drawn anew for each clone, so that a byte from before a snapshot is
-never taken for one after it. Payloads are raw bytes (`STDIN`, `OUT`, `ERR`), fixed structures (`HELLO`, `READY`,
-`WINDOW`) or JSON objects. HELLO and READY have fixed layouts because a clone handles them with cold caches, where every
-function that need not run counts.
+never taken for one after it. Payloads are raw bytes (`STDIN`, `ASK`, `OUT`, `ERR`, `ANSWER`), fixed structures
+(`HELLO`, `READY`, `STARTED`, `WINDOW`, `RESIZE`) or JSON objects. HELLO and READY have fixed layouts because a clone
+handles them with cold caches, where every function that need not run counts.
 
 Flow control is per stream: a sender starts with `WINDOW_BYTES` of credit and gets more as the receiver consumes, so
-neither side ever buffers more than one window for a stream.
+neither side ever buffers more than one window for a stream. Credit comes back in portions of at least `GRANT_BYTES`:
+a program that says little costs no window frames at all.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PORT_NAME = "io.sandbox.agent.0"
 WINDOW_BYTES = 256 * 1024
 CHUNK_BYTES = 32 * 1024
+GRANT_BYTES = WINDOW_BYTES // 4
 
 ENTROPY_BYTES = 64
 PROOF_BYTES = 32
@@ -30,7 +32,9 @@ HOSTNAME_BYTES = 63
 
 _HEADER = struct.Struct("!IIIB")
 HEADER_BYTES = _HEADER.size
-_COUNT = struct.Struct("!I")
+_WINDOW = struct.Struct("!BI")
+_PAIR = struct.Struct("!HH")
+_PID = struct.Struct("!I")
 HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ32s36s{HOSTNAME_BYTES}s")
 """Entropy, wall clock in ns, machine id, boot id, hostname padded with NUL."""
 READY = struct.Struct(f"!{PROOF_BYTES}sQHH")
@@ -46,16 +50,24 @@ class Kind(IntEnum):
     STDIN_EOF = 4
     KILL = 5  # signal an execution, or kill its whole tree
     QUIESCE = 6  # become still: the next thing that happens is the snapshot
-    WINDOW_OUT = 7  # the host consumed so many bytes of standard output
-    WINDOW_ERR = 8
+    WINDOW_OUT = 7  # the host consumed so many bytes of an output stream
+    ASK = 8  # bytes for a server's control stream
+    RESIZE = 9  # the terminal has so many rows and columns now
+    PING = 10
 
     READY = 65  # the answer to HELLO
     OUT = 66
     ERR = 67
     EXITED = 68  # the last frame of an execution
     QUIESCED = 69
-    WINDOW_IN = 70  # the guest consumed so many bytes of standard input
+    WINDOW_IN = 70  # the guest consumed so many bytes of an input stream
+    ANSWER = 71  # bytes from a server's control stream
+    STARTED = 72  # the execution has a process now
+    PONG = 73
 
+
+INPUTS = (Kind.STDIN, Kind.ASK)
+OUTPUTS = (Kind.OUT, Kind.ERR, Kind.ANSWER)
 
 _CONTROL_BYTES = 64 * 1024
 HOST_LIMITS: Mapping[int, int] = {
@@ -65,8 +77,10 @@ HOST_LIMITS: Mapping[int, int] = {
     Kind.STDIN_EOF: 0,
     Kind.KILL: _CONTROL_BYTES,
     Kind.QUIESCE: 0,
-    Kind.WINDOW_OUT: _COUNT.size,
-    Kind.WINDOW_ERR: _COUNT.size,
+    Kind.WINDOW_OUT: _WINDOW.size,
+    Kind.ASK: CHUNK_BYTES,
+    Kind.RESIZE: _PAIR.size,
+    Kind.PING: 0,
 }
 """The largest payload of each kind that the host may send."""
 
@@ -76,7 +90,10 @@ GUEST_LIMITS: Mapping[int, int] = {
     Kind.ERR: CHUNK_BYTES,
     Kind.EXITED: _CONTROL_BYTES,
     Kind.QUIESCED: 0,
-    Kind.WINDOW_IN: _COUNT.size,
+    Kind.WINDOW_IN: _WINDOW.size,
+    Kind.ANSWER: CHUNK_BYTES,
+    Kind.STARTED: _PID.size,
+    Kind.PONG: 0,
 }
 """The largest payload of each kind that the guest may send."""
 
@@ -104,19 +121,47 @@ def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) 
     return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":")).encode())
 
 
-def encode_count(kind: Kind, epoch: int, ident: int, count: int) -> bytes:
-    """Return the bytes of one `WINDOW` frame."""
-    return encode(kind, epoch, ident, _COUNT.pack(count))
+def window(stream: Kind, count: int) -> bytes:
+    """Return the payload of a `WINDOW` frame: so many bytes of `stream` were consumed."""
+    return _WINDOW.pack(stream, count)
 
 
-def decode_count(payload: bytes) -> int:
-    """Return the count in a `WINDOW` frame; raise `FrameError` unless it lies within one window."""
-    if len(payload) != _COUNT.size:
-        raise FrameError(f"a window frame has {len(payload)} bytes instead of {_COUNT.size}")
-    count: int = _COUNT.unpack(payload)[0]
+def decode_window(payload: bytes, streams: tuple[Kind, ...]) -> tuple[Kind, int]:
+    """Return stream and count of a `WINDOW` frame; raise `FrameError` unless both are possible."""
+    if len(payload) != _WINDOW.size:
+        raise FrameError(f"a window frame has {len(payload)} bytes instead of {_WINDOW.size}")
+    stream, count = _WINDOW.unpack(payload)
+    if stream not in streams:
+        raise FrameError(f"a window was granted for stream {stream}, which has none")
     if not 0 < count <= WINDOW_BYTES:
         raise FrameError(f"a window of {count} bytes was granted, the limit is {WINDOW_BYTES}")
-    return count
+    return Kind(stream), count
+
+
+def size(rows: int, columns: int) -> bytes:
+    """Return the payload of a `RESIZE` frame."""
+    return _PAIR.pack(rows, columns)
+
+
+def decode_size(payload: bytes) -> tuple[int, int]:
+    """Return rows and columns of a `RESIZE` frame."""
+    if len(payload) != _PAIR.size:
+        raise FrameError(f"a resize frame has {len(payload)} bytes instead of {_PAIR.size}")
+    rows, columns = _PAIR.unpack(payload)
+    return rows, columns
+
+
+def pid(number: int) -> bytes:
+    """Return the payload of a `STARTED` frame."""
+    return _PID.pack(number)
+
+
+def decode_pid(payload: bytes) -> int:
+    """Return the process id in a `STARTED` frame."""
+    if len(payload) != _PID.size:
+        raise FrameError(f"a start frame has {len(payload)} bytes instead of {_PID.size}")
+    number: int = _PID.unpack(payload)[0]
+    return number
 
 
 def proof(entropy: bytes, hostname: bytes, machine_id: bytes, boot_id: bytes) -> bytes:
@@ -129,7 +174,7 @@ def decode_json(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in `payload`; raise `FrameError` for anything else."""
     try:
         message = json.loads(payload)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise FrameError(f"the payload is not JSON: {error}") from None
     if not isinstance(message, dict):
         raise FrameError(f"the payload is a JSON {type(message).__name__}, not an object")

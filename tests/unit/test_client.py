@@ -13,9 +13,22 @@ import pytest
 from sandbox.errors import GuestLost, ProtocolError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.identity import Identity
-from sandbox.guest.run import execute
+from sandbox.guest.request import Request
+from sandbox.guest.sandbox import Sandbox
 from sandbox.hypervisor.stream import SocketStream
-from sandbox.wire import CHUNK_BYTES, HELLO, PROTOCOL_VERSION, READY, WINDOW_BYTES, Decoder, Frame, Kind, encode, proof
+from sandbox.wire import (
+    CHUNK_BYTES,
+    HELLO,
+    PROTOCOL_VERSION,
+    READY,
+    WINDOW_BYTES,
+    Decoder,
+    Frame,
+    Kind,
+    encode,
+    proof,
+    window,
+)
 from sandbox.wire import HOST_LIMITS as FROM_HOST
 
 END = json.dumps({"code": 0, "signal": None, "wall_s": 0.1}).encode()
@@ -115,7 +128,7 @@ async def _provoke(client: GuestClient, guest: Guest, kind: Kind, ident: int, pa
 
 async def _refused(client: GuestClient) -> None:
     with pytest.raises(ProtocolError):
-        await execute(client, {}, stdin=b"", on_output=None, timeout=5, capture_bytes=100)
+        await Sandbox(client).exec(["x"], timeout=5)
     assert client.lost is not None
 
 
@@ -134,7 +147,12 @@ async def _refused(client: GuestClient) -> None:
         (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": NaN}', 0),
         (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": 1, "host_path": "/etc"}', 0),
         (Kind.EXITED, 1, b"[" * 60_000, 0),
-        (Kind.WINDOW_IN, 1, (WINDOW_BYTES).to_bytes(4, "big"), 0),  # credit that was never spent
+        (Kind.WINDOW_IN, 1, window(Kind.STDIN, 1), 0),  # credit that was never spent: any is too much
+        (Kind.WINDOW_IN, 1, window(Kind.OUT, 1), 0),  # of a stream that flows the other way
+        (Kind.OUT, 1, b"", 0),  # no output is no news
+        (Kind.ANSWER, 1, b"x", 0),  # of a program that is no server
+        (Kind.PONG, 0, b"", 0),
+        (Kind.STARTED, 1, b"x", 0),
     ],
 )
 async def test_right_frame_at_the_wrong_time_ends_the_conversation(
@@ -142,36 +160,35 @@ async def test_right_frame_at_the_wrong_time_ends_the_conversation(
 ) -> None:
     """Whatever an honest guest could not have sent is a protocol error for everyone who waits."""
     client, guest = pair
-    if kind is Kind.WINDOW_IN:  # nothing was sent, so any credit is too much
-        payload = (1).to_bytes(4, "big")
     await _provoke(client, guest, kind, ident, payload, epoch_shift)
 
 
 async def test_flood_beyond_the_window_is_refused(pair: tuple[GuestClient, Guest]) -> None:
-    """A guest that ignores flow control is cut off after one window: memory stays bounded."""
+    """A guest that ignores flow control while the reader is slow is cut off after one window: memory stays bounded."""
     client, guest = pair
     await _ready(client, guest)
-    execution = client.open_execution()
+    execution = client.start(Request("argv", {"argv": ["x"]}))
+    slow = execution.events()
     for _ in range(WINDOW_BYTES // CHUNK_BYTES + 1):
         await anyio.wait_writable(guest.sock)
-        guest.send(Kind.OUT, execution.id, bytes(CHUNK_BYTES))
+        guest.send(Kind.OUT, execution.number, bytes(CHUNK_BYTES))
         await anyio.lowlevel.checkpoint()  # let the loop read what was sent
-    with anyio.fail_after(5):
-        while execution.lost is None:
-            await execution.wait_changed()
+    with anyio.fail_after(5), pytest.raises(ProtocolError):
+        await execution.wait()
     assert isinstance(client.lost, ProtocolError)
+    slow.close()
 
 
 async def test_second_end_of_one_execution_is_refused(pair: tuple[GuestClient, Guest]) -> None:
     """An execution ends once."""
     client, guest = pair
     await _ready(client, guest)
-    execution = client.open_execution()
-    guest.send(Kind.EXITED, execution.id, END)
-    guest.send(Kind.EXITED, execution.id, END)
+    execution = client.start(Request("argv", {"argv": ["x"]}))
+    guest.send(Kind.EXITED, execution.number, END)
+    guest.send(Kind.EXITED, execution.number, END)
     with anyio.fail_after(5):
+        await execution.wait()
         while client.lost is None:
-            await execution.wait_changed()
             await anyio.lowlevel.checkpoint()
     assert isinstance(client.lost, ProtocolError)
 
@@ -180,7 +197,7 @@ async def test_guest_that_does_not_obey_a_kill_is_given_up(pair: tuple[GuestClie
     """The host's deadline does not need the guest's consent: the VM goes, the result says timed out."""
     client, guest = pair
     await _ready(client, guest)
-    result = await execute(client, {}, stdin=b"", on_output=None, timeout=0.05, capture_bytes=100)
+    result = await Sandbox(client).exec(["x"], timeout=0.05)
     assert result.timed_out
     assert isinstance(client.lost, GuestLost)
 
@@ -190,9 +207,9 @@ async def test_frame_that_stops_anywhere_ends_by_the_deadline(pair: tuple[GuestC
     """Half a frame, then silence: at every byte the call still ends."""
     client, guest = pair
     await _ready(client, guest)
-    execution = client.open_execution()
-    guest.sock.send(encode(Kind.EXITED, guest.epoch, execution.id, END)[:cut])
+    execution = client.start(Request("argv", {"argv": ["x"]}))
+    guest.sock.send(encode(Kind.EXITED, guest.epoch, execution.number, END)[:cut])
     with anyio.move_on_after(0.01) as scope:
-        await execution.wait_changed()
+        await execution.wait()
     assert scope.cancelled_caught
-    assert execution.end is None
+    assert not execution.has_ended

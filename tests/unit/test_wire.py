@@ -13,14 +13,15 @@ from sandbox.wire import (
     GUEST_LIMITS,
     HEADER_BYTES,
     HOST_LIMITS,
+    INPUTS,
     WINDOW_BYTES,
     Decoder,
     FrameError,
     Kind,
-    decode_count,
     decode_json,
+    decode_window,
     encode,
-    encode_count,
+    window,
 )
 
 U32 = st.integers(0, 2**32 - 1)
@@ -72,11 +73,15 @@ def test_unfinished_frame_is_bounded() -> None:
 
 @pytest.mark.parametrize("count", [0, WINDOW_BYTES + 1, 2**32 - 1])
 def test_absurd_windows_are_refused(count: int) -> None:
-    """Credit is at least one byte and at most one window."""
+    """Credit is at least one byte and at most one window, for a stream that flows in this direction."""
     with pytest.raises(FrameError):
-        decode_count(struct.pack("!I", count))
-    frame = Decoder(GUEST_LIMITS).feed(encode_count(Kind.WINDOW_IN, 1, 1, 7))[0]
-    assert decode_count(frame.payload) == 7
+        decode_window(window(Kind.STDIN, count), INPUTS)
+    with pytest.raises(FrameError):
+        decode_window(window(Kind.OUT, 7), INPUTS)
+    with pytest.raises(FrameError):
+        decode_window(b"", INPUTS)
+    frame = Decoder(GUEST_LIMITS).feed(encode(Kind.WINDOW_IN, 1, 1, window(Kind.STDIN, 7)))[0]
+    assert decode_window(frame.payload, INPUTS) == (Kind.STDIN, 7)
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"1", b"\xff", b"[" * 60_000, b'{"a":'])

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from sandbox.errors import ConfigError, GuestFileError, GuestLost
-from sandbox.guest.run import StreamName
+from sandbox.guest.events import StreamName
 from sandbox.result import Outcome
 from sandbox.template.template import Template
 from sandbox.vm import VM

@@ -31,7 +31,7 @@ class RawDriver:
         self._arguments = self._adapt(command_line_arguments(pid))
 
     def _adapt(self, arguments: list[str]) -> list[str]:
-        """Replace what belongs to libvirt: its monitor's descriptor, its secret, its log prefix, our channel's path."""
+        """Replace what belongs to libvirt: its monitor's descriptor, its secret, its log prefix, our sockets."""
         adapted: list[str] = []
         values = iter(arguments)
         for value in values:
@@ -41,6 +41,8 @@ class RawDriver:
                     continue
                 if "id=charchannel0" in option:
                     option = re.sub(r"path=[^,]*", f"path={self._directory}/channel", option)
+                if "id=console0" in option:
+                    option = "null,id=console0"
                 adapted += [value, option]
             else:
                 adapted.append(value)

@@ -17,10 +17,10 @@ from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND
 from sandbox.cli.run import report, run
 from sandbox.config import TemplateConfig
 from sandbox.errors import ConfigError, GuestLost, SandboxError
-from sandbox.guest.run import StreamName
+from sandbox.guest.events import StreamName
+from sandbox.guest.request import CAPTURE_BYTES
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
-from sandbox.vm import CAPTURE_BYTES
 
 _PIPE_BYTES = 4096
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")

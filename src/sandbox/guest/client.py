@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import anyio
 from pydantic import ValidationError
 
-from sandbox.errors import ConfigError, GuestLost, ProtocolError
-from sandbox.guest.execution import Execution
+from sandbox.certificate import Cause
+from sandbox.errors import ConfigError, GuestLost, ProtocolError, afresh
+from sandbox.guest.execution import Execution, lost
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
+from sandbox.guest.registry import Registry
+from sandbox.guest.request import Request
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import (
     GUEST_LIMITS,
@@ -22,34 +26,49 @@ from sandbox.wire import (
     FrameError,
     Kind,
     encode,
-    encode_count,
     encode_json,
 )
 
-SEND_SECONDS = 10.0
-"""A guest that takes nothing for so long is lost."""
+SILENCE_SECONDS = 5.0
+"""A guest in which something runs, and that said nothing for so long, is asked for a sign of life, and has as long."""
+_HIGH_WATER = 1024 * 1024
 _CLOCK_ATTEMPTS = 3
 _LONGEST_DELAY = 0.3
 
 
 class GuestClient:
-    """Owns the protocol's state for one machine. Every failure is final: `lost` is then set and `on_lost` called."""
+    """Owns the protocol's state for one machine. Every failure is final: `lost` is then set and `on_lost` called.
+
+    `on_closed` is called when the guest's end of the channel closes: whoever knows why calls `close` then.
+    """
 
     _delay: ClassVar[float] = 0.0
     """Seconds that the last first HELLO took to become effective: a clone's first work is slow, equally each time."""
 
-    def __init__(self, stream: SocketStream, on_lost: Callable[[GuestLost], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        stream: SocketStream,
+        *,
+        name: str = "",
+        on_lost: Callable[[GuestLost], None] = lambda _: None,
+        on_closed: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.timings: Mapping[str, float] = {}
         self.lost: GuestLost | None = None
+        self.executions = Registry()
         self._stream = stream
         self._on_lost = on_lost
+        self._on_closed = on_closed or (lambda: self.close(lost(Cause.CHANNEL, "the guest closed the channel")))
         self._decoder = Decoder(GUEST_LIMITS)
         self._epoch = 0
-        self._executions: dict[int, Execution] = {}
-        self._last_id = 0
         self._reply: Frame | None = None
         self._reply_kind: Kind | None = None
         self._replied = anyio.Event()
-        self._sending = anyio.Lock(fast_acquire=True)
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._heard = False
+        self._was_asked = False
+        self._pings = 0
         stream.start_receiving(self._on_data)
 
     async def handshake(self, identity: Identity, timeout: float) -> Receipt:
@@ -67,14 +86,15 @@ class GuestClient:
             try:
                 ready = identity.verify(payload)
             except ProtocolError as error:
-                raise self._fail(error) from None
+                raise self._fail(lost(Cause.PROTOCOL, str(error))) from None
             offset = (ready.clock_ns - answered) / 1e9
             if attempt == 0 and (delay := ahead - offset) < _LONGEST_DELAY:  # else the guest was still booting
                 GuestClient._delay = max(0.0, delay)
             if abs(offset) <= GOOD_CLOCK_ERROR:
                 break
         if abs(offset) > MAX_CLOCK_ERROR:
-            raise self._fail(ProtocolError(f"the guest's clock is {offset:.3f} s off after {_CLOCK_ATTEMPTS} attempts"))
+            said = f"the guest's clock is {offset:.3f} s off after {_CLOCK_ATTEMPTS} attempts"
+            raise self._fail(lost(Cause.PROTOCOL, said))
         return Receipt(
             machine_id=identity.machine_id,
             hostname=identity.hostname,
@@ -88,32 +108,54 @@ class GuestClient:
         """Bring the guest to rest; afterwards it answers nothing but a new handshake."""
         await self._ask(encode(Kind.QUIESCE, self._epoch), Kind.QUIESCED, timeout)
 
-    def open_execution(self) -> Execution:
-        """Return a new execution; `close_execution` gives its id back."""
+    def start(self, request: Request) -> Execution:
+        """Start a program and return at once. Synchronous: either it is under way, or an error says why not.
+
+        Raises `GuestLost` when the VM is gone, `StateError` when its id was used before, `ConfigError` when the
+        request is too large.
+        """
         if self.lost is not None:
-            raise self.lost
-        self._last_id += 1
-        execution = Execution(self._last_id)
-        self._executions[execution.id] = execution
+            raise afresh(self.lost)
+        execution = self.executions.add(lambda number: Execution(self, number, request), request.id)
+        try:
+            execution.start()
+        except BaseException:
+            self.executions.remove(execution)
+            raise
+        self._watch()
         return execution
 
-    def close_execution(self, execution: Execution) -> None:
-        self._executions.pop(execution.id, None)
+    def on_ended(self, execution: Execution) -> None:
+        self.executions.end(execution)
 
-    async def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
-        await self._send(encode(kind, self._epoch, ident, payload))
+    def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
+        """Send one frame, whole, some time soon. Never waits: who sends much awaits `drained` in between."""
+        if self.lost is None:
+            self._stream.write(encode(kind, self._epoch, ident, payload))
 
-    async def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
+    def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
         data = encode_json(kind, self._epoch, ident, message)
         if len(data) - HEADER_BYTES > HOST_LIMITS[kind]:
             raise ConfigError(
                 f"code, arguments and environment make {len(data)} bytes, the limit is {HOST_LIMITS[kind]}; "
                 "put large data into a file or on standard input"
             )
-        await self._send(data)
+        if self.lost is None:
+            self._stream.write(data)
 
-    async def send_count(self, kind: Kind, ident: int, count: int) -> None:
-        await self._send(encode_count(kind, self._epoch, ident, count))
+    async def drained(self) -> None:
+        """Return when little is waiting to be sent, or the conversation has ended."""
+        await self._stream.wait_unsent_below(_HIGH_WATER)
+
+    @property
+    def queued_bytes(self) -> int:
+        """All that was ever given to be sent."""
+        return self._stream.queued_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """All that QEMU has taken."""
+        return self._stream.sent_bytes
 
     def close(self, error: GuestLost) -> None:
         """End the conversation: everybody who waits gets `error`."""
@@ -121,39 +163,32 @@ class GuestClient:
 
     async def _ask(self, message: bytes, kind: Kind, timeout: float) -> bytes:
         """Send a request that has exactly one answer and return the answer's payload."""
+        if self.lost is not None:
+            raise afresh(self.lost)
         self._reply, self._reply_kind, self._replied = None, kind, anyio.Event()
+        self._stream.write(message)
         with anyio.move_on_after(timeout):
-            await self._send(message)
             await self._replied.wait()
         self._reply_kind = None
         if self.lost is not None:
-            raise self.lost
+            raise afresh(self.lost)
         if self._reply is None:
-            raise self._fail(GuestLost(f"the guest did not answer with {kind.name} within {timeout:g} s"))
+            raise self._fail(
+                lost(Cause.UNRESPONSIVE, f"the guest did not answer with {kind.name} within {timeout:g} s")
+            )
         return self._reply.payload
-
-    async def _send(self, data: bytes) -> None:
-        """Send whole frames: cancellation waits for the last byte, because a torn frame would end the conversation."""
-        if self.lost is not None:
-            raise self.lost
-        with anyio.CancelScope(shield=True), anyio.move_on_after(SEND_SECONDS):
-            async with self._sending:
-                try:
-                    await self._stream.send(data)
-                except (OSError, anyio.ClosedResourceError) as error:
-                    raise self._fail(GuestLost(f"the VM has ended: its channel broke ({error})")) from error
-                return
-        raise self._fail(GuestLost(f"the guest took no data for {SEND_SECONDS:g} s"))
 
     def _on_data(self, data: bytes) -> None:
         if not data:
-            self._fail(GuestLost("the guest closed the channel: its VM has ended"))
+            self._on_closed()
             return
+        self._heard = True
         try:
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)
         except (FrameError, ValidationError) as error:
-            self._fail(ProtocolError(f"the guest broke the protocol: {str(error).splitlines()[0]}"))
+            said = f"the guest broke the protocol: {str(error).splitlines()[0]}"
+            self._fail(lost(Cause.PROTOCOL, said))
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:
@@ -163,19 +198,45 @@ class GuestClient:
                 raise FrameError(f"{frame.kind.name} was not asked for")
             self._reply = frame
             self._replied.set()
-        elif (execution := self._executions.get(frame.id)) is not None:
+        elif frame.kind is Kind.PONG:
+            if not self._pings:
+                raise FrameError("PONG was not asked for")
+            self._pings -= 1
+        elif (execution := self.executions.running(frame.id)) is not None:
             execution.deliver(frame)
-        elif not 0 < frame.id <= self._last_id:
-            raise FrameError(f"execution {frame.id} was never started")
-        # else: late words of an execution that was given up; they count for nothing
+        else:
+            raise FrameError(f"{frame.kind.name} came for {frame.id}, which is no running execution")
+
+    def _watch(self) -> None:
+        """Keep an eye on the guest for as long as something runs in it."""
+        if self._watchdog is None:
+            self._heard, self._was_asked = True, False
+            self._watchdog = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._check_alive)
+
+    def _check_alive(self) -> None:
+        self._watchdog = None
+        if self.lost is not None or not self.executions.any_running:
+            return
+        if not self._heard and self._was_asked:
+            said = f"the guest gave no sign of life for {2 * SILENCE_SECONDS:g} s; its VM is destroyed"
+            self._fail(lost(Cause.UNRESPONSIVE, said))
+            return
+        self._was_asked = not self._heard
+        if self._was_asked:
+            self._pings += 1
+            self.send(Kind.PING, 0)
+        self._heard = False
+        self._watchdog = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._check_alive)
 
     def _fail(self, error: GuestLost) -> GuestLost:
         """Make `error` the end of this conversation, unless it has ended before; return what is to be raised."""
         if self.lost is None:
             self.lost = error
+            if self._watchdog is not None:
+                self._watchdog.cancel()
             self._stream.close()
             self._replied.set()
-            for execution in self._executions.values():
+            for execution in self.executions.all_running():
                 execution.lose(error)
             self._on_lost(error)
-        return self.lost
+        return afresh(self.lost)

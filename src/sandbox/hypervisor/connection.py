@@ -104,14 +104,6 @@ class Connection:
         except libvirt.libvirtError as error:
             raise HypervisorError(f"the state of {name} cannot be saved: {error}") from error
 
-    def console(self, name: str) -> str:
-        """Return the last 64 KiB that the guest wrote to its console, or an empty string when it is gone."""
-        try:
-            domain = self._handle.lookupByName(name)
-            return str(_qmp(domain, "ringbuf-read", device="console0", size=64 * 1024))
-        except libvirt.libvirtError:
-            return ""
-
     def destroy(self, name: str) -> None:
         """End the domain if it exists."""
         try:

@@ -1,7 +1,7 @@
 """From a spec to libvirt's domain XML: pure, and the single place where the guest's hardware is written down.
 
-Devices: one read-only virtio block device, one virtio-serial channel, a serial console into a bounded ring buffer,
-vmgenid. No network, no USB, no graphics, no sound, no balloon.
+Devices: one read-only virtio block device, one virtio-serial channel, a serial console, vmgenid. No network, no USB,
+no graphics, no sound, no balloon.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from xml.sax.saxutils import quoteattr
 from sandbox.hypervisor.spec import MachineSpec, Platform
 from sandbox.wire import PORT_NAME
 
-CONSOLE = "console0"
-CONSOLE_BYTES = 64 * 1024
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable"
 DEVICES_VERSION = 1
 """Raised whenever this file changes the hardware that a guest sees: templates baked before are then stale."""
 
 
-def domain_xml(spec: MachineSpec, platform: Platform, *, name: str, uuid: str, genid: str, channel: Path) -> str:
-    """Return the XML of a transient domain whose channel connects to the listening socket `channel`."""
+def domain_xml(
+    spec: MachineSpec, platform: Platform, *, name: str, uuid: str, genid: str, channel: Path, console: Path
+) -> str:
+    """Return the XML of a transient domain whose channel and console connect to these listening sockets."""
     kind = "kvm" if platform.accelerator == "kvm" else "qemu"
-    arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec))
+    arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec, console))
     return f"""\
 <domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name><uuid>{uuid}</uuid><genid>{genid}</genid>
@@ -59,23 +59,27 @@ def domain_xml(spec: MachineSpec, platform: Platform, *, name: str, uuid: str, g
 """
 
 
-def _arguments(spec: MachineSpec) -> list[str]:
+def _arguments(spec: MachineSpec, console: Path) -> list[str]:
     """Return what libvirt's XML cannot say."""
     arguments = [
-        *("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_BYTES}"),
-        *("-device", f"isa-serial,chardev={CONSOLE}"),
+        *("-chardev", f"socket,id=console0,path={_comma(console)}"),
+        *("-device", "isa-serial,chardev=console0"),
         # A guest that powers off ends its QEMU: the agent does so when its host process is gone, and nobody else could.
         *("-action", "shutdown=poweroff"),
     ]
     if spec.memory_file is not None:
         # rom=off with readonly=on: the file is opened read-only, the private mapping of it is writable.
         sharing = "share=on" if spec.memory_shared else "share=off,readonly=on,rom=off"
-        path = str(spec.memory_file).replace(",", ",,")
-        arguments += ["-object", f"memory-backend-file,id=ram0,size={spec.memory_bytes},mem-path={path},{sharing}"]
+        path = f"mem-path={_comma(spec.memory_file)}"
+        arguments += ["-object", f"memory-backend-file,id=ram0,size={spec.memory_bytes},{path},{sharing}"]
         arguments += ["-machine", "memory-backend=ram0"]
     if spec.state is not None:
         arguments += ["-incoming", "defer"]
     return arguments
+
+
+def _comma(path: Path) -> str:
+    return str(path).replace(",", ",,")
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -20,6 +20,7 @@ from anyio.to_thread import run_sync
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, HostResources, HypervisorError
 from sandbox.hypervisor.connection import Connection
+from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
 from sandbox.hypervisor.handover import Handover
@@ -34,6 +35,8 @@ from sandbox.paths import make_directory
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Started = tuple[Process, socket.socket, socket.socket]
+"""A process, the host's end of its channel, and that of its console."""
 
 CALL_SECONDS = 30.0
 ACCEPT_SECONDS = 5.0
@@ -123,25 +126,26 @@ class Hypervisor:
         `HypervisorError` when libvirt or QEMU refuses. If this fails or is cancelled, no VM is left behind.
         """
         name = f"sbx-{self.rundir.path.name}-{next(self._numbers)}"
-        handover: Handover[tuple[Process, socket.socket]] = Handover()
+        handover: Handover[Started] = Handover()
         try:
-            process, sock = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
+            process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
                 await self.call(self._end_blocking, name, *started)
             raise
-        return Machine(self, name, process, SocketStream(sock))
+        return Machine(self, name, process, SocketStream(sock), Console(console))
 
-    def _start_blocking(
-        self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[tuple[Process, socket.socket]]
-    ) -> tuple[Process, socket.socket]:
+    def _start_blocking(self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started]) -> Started:
         """Do all that blocks in one thread, and end what was started if nobody takes it."""
         admit(spec.memory_mib, reserve_mib)
-        try:
-            listener = Listener(self.rundir.path / f"{name}.sock", self.owner)
-        except OSError as error:
-            raise HostResources(f"no socket for another VM: {error.strerror}; `ulimit -n` tells the limit") from error
-        with listener:
+        with ExitStack() as stack:
+            try:
+                listener = stack.enter_context(Listener(self.rundir.path / f"{name}.sock", self.owner))
+                console_listener = stack.enter_context(Listener(self.rundir.path / f"{name}.con", self.owner))
+            except OSError as error:
+                raise HostResources(
+                    f"no socket for another VM: {error.strerror}; `ulimit -n` tells the limit"
+                ) from error
             xml = domain_xml(
                 spec,
                 self.platform,
@@ -149,30 +153,33 @@ class Hypervisor:
                 uuid=str(uuid.uuid4()),
                 genid=str(uuid.uuid4()),
                 channel=listener.path,
+                console=console_listener.path,
             )
             pid_file = self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
             with reaping(pid_file, name) if self.connection.is_embedded else nullcontext():
                 self.connection.start(name, xml, spec.state, self._log_file(name))
-            sock = process = None
+            sock = console = process = None
             try:
                 sock = listener.accept(ACCEPT_SECONDS)
+                console = console_listener.accept(ACCEPT_SECONDS)
                 process = Process.open(peer_pid(sock), name)
                 if process is None:
                     raise HypervisorError(
                         f"QEMU of {name} ended as soon as it had started; `-vv` shows libvirt's messages"
                     )
-                handover.offer((process, sock))
+                handover.offer((process, sock, console))
             except BaseException as error:
-                self._end_blocking(name, process, sock)
+                self._end_blocking(name, process, sock, console)
                 if isinstance(error, OSError):
                     raise HypervisorError(f"QEMU of {name} did not connect its channel: {error}") from error
                 raise
-        return process, sock
+        return process, sock, console
 
-    def _end_blocking(self, name: str, process: Process | None, sock: socket.socket | None) -> None:
+    def _end_blocking(self, name: str, process: Process | None, *sockets: socket.socket | None) -> None:
         """End whatever exists under this name, by libvirt and, should that fail, by our own hand."""
-        if sock is not None:
-            sock.close()
+        for sock in sockets:
+            if sock is not None:
+                sock.close()
         if process is not None:
             process.kill()
             process.wait_dead_blocking(1.0)

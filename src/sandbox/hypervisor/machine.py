@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.log import log
@@ -20,10 +21,11 @@ DESTROY_SECONDS = 10.0
 class Machine:
     """A running VM. Whoever holds it must call `destroy`, whatever else happens."""
 
-    def __init__(self, host: Hypervisor, name: str, process: Process, stream: SocketStream) -> None:
+    def __init__(self, host: Hypervisor, name: str, process: Process, stream: SocketStream, console: Console) -> None:
         self.name = name
         self.process = process
         self.stream = stream
+        self.console = console
         self._host = host
         self._is_destroyed = False
 
@@ -35,17 +37,9 @@ class Machine:
         """Whether the QEMU process exists. That the guest works only an answer from it can tell."""
         return self.process.is_alive
 
-    async def wait_dead(self) -> None:
-        """Return as soon as the QEMU process has ended."""
-        await self.process.wait_dead()
-
     async def save(self, state: Path) -> None:
         """Stop the machine for good and write its device state to `state`."""
         await self._host.call(self._host.connection.save, self.name, state)
-
-    async def console(self) -> str:
-        """Return the end of what the guest's kernel and init have printed."""
-        return await self._host.call(self._host.connection.console, self.name)
 
     async def destroy(self) -> None:
         """Return once the process is dead and reaped; libvirt drops its record of it within 0.2 s more.
@@ -57,6 +51,7 @@ class Machine:
         self._is_destroyed = True
         may_kill = self.process.kill()
         self.stream.close()
+        self.console.close()
         with anyio.CancelScope(shield=True):
             try:
                 with anyio.move_on_after(DESTROY_SECONDS) as scope:

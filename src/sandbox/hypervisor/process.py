@@ -41,6 +41,8 @@ class Process:
 
     def __init__(self, pid: int, fd: int) -> None:
         self.pid = pid
+        self.exit_status: int | None = None
+        """Once reaped: the exit status, or the negative number of the signal that ended it. None if not our child."""
         self._fd = fd
 
     def __repr__(self) -> str:
@@ -100,7 +102,9 @@ class Process:
         """Collect the exit status if it is our child, so that no zombie stays; keep the pidfd."""
         if self._fd >= 0:
             with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
+                ended = os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
+                if ended is not None:
+                    self.exit_status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def close(self) -> None:
         """Reap, and give the pidfd back. May be called twice."""

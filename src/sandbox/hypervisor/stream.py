@@ -24,6 +24,11 @@ class SocketStream:
         self._socket = sock
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sender: asyncio.AbstractEventLoop | None = None
+        self._unsent = bytearray()
+        self._progress = anyio.Event()
+        self.queued_bytes = 0
+        self.sent_bytes = 0
 
     def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
         """Call `on_data` from the event loop with all that arrives; with nothing, once, when the peer is gone.
@@ -45,31 +50,72 @@ class SocketStream:
 
         loop.add_reader(self._socket, on_readable)
 
+    def receive_nowait(self) -> bytes:
+        """Return what has arrived; nothing if that is nothing, or the peer or this end is closed."""
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except OSError:
+            return b""
+
     def stop_receiving(self) -> None:
         if self._loop is not None:
             self._loop.remove_reader(self._socket)
             self._loop = None
 
-    async def send(self, data: bytes) -> None:
-        """Send everything; raise `OSError` when the peer is gone.
+    def write(self, data: bytes) -> None:
+        """Take bytes to be sent in this order, at once if the peer has room. Never waits.
 
-        Cancelled half-way, a frame is torn: the caller must then give the stream up.
+        If the peer is gone they are dropped: the receiving side hears of it.
         """
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[self._socket.send(view) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._socket)
+        self.queued_bytes += len(data)
+        if self._is_closed:
+            return
+        if self._unsent:
+            self._unsent += data
+            return
+        sent = self._send(data)
+        if sent < len(data):
+            self._unsent += data[sent:]
+            self._sender = asyncio.get_running_loop()
+            self._sender.add_writer(self._socket, self._send_on)
+
+    async def wait_unsent_below(self, size: int) -> None:
+        """Return when fewer bytes than `size` wait to be sent, or the stream is closed."""
+        while len(self._unsent) >= size and not self._is_closed:
+            self._progress = anyio.Event()
+            await self._progress.wait()
+
+    def _send_on(self) -> None:
+        del self._unsent[: self._send(self._unsent)]
+        if not self._unsent:
+            self._stop_sending()
+        self._progress.set()
+
+    def _send(self, data: bytes | bytearray) -> int:
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
+        self.sent_bytes += sent
+        return sent
+
+    def _stop_sending(self) -> None:
+        if self._sender is not None:
+            self._sender.remove_writer(self._socket)
+            self._sender = None
 
     def close(self) -> None:
-        """Close at once; a sender that waits is woken with an error. May be called twice."""
+        """Close at once. May be called twice."""
         if not self._is_closed:
             self._is_closed = True
             self.stop_receiving()
+            self._stop_sending()
+            self._unsent.clear()
+            self._progress.set()
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-            anyio.notify_closing(self._socket)
             self._socket.close()
 
 

@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 FORMAT = 1
 _BUILD_BYTES = 1 << 30
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
+SHARED = ("wire.py", "message.py")  # by host and guest
 
 
 def ensure_image(name: str, store: ImageStore, progress: Progress) -> Image:
@@ -54,7 +55,8 @@ def is_current(name: str, store: ImageStore) -> bool:
 def agent_sources() -> dict[str, bytes]:
     """Return the agent's files by name, the shared protocol among them."""
     sources = {path.name: path.read_bytes() for path in sorted(resource("guest_agent").glob("*.py"))}
-    sources["wire.py"] = Path(wire.__file__).read_bytes()
+    for name in SHARED:
+        sources[name] = (Path(wire.__file__).parent / name).read_bytes()
     return sources
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
 
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
-from sandbox.guest.run import OutputSink, Stdin
+from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, back_off, starts_due
@@ -160,16 +160,14 @@ class VMPool:
         self,
         code: str,
         *,
+        language: str = "python",
         args: Sequence[str] = (),
-        timeout: float | None = None,
         claim_timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: Stdin = b"",
-        on_output: OutputSink | None = None,
+        **options: Unpack[RunOptions],
     ) -> Result:
-        """Run Python code in a VM of its own and return the result; the VM is destroyed. See `claim` and `VM.run`."""
+        """Run code in a VM of its own and return the result; the VM is destroyed. See `claim` and `Sandbox.run`."""
         async with self.acquire(claim_timeout) as vm:
-            return await vm.run(code, args=args, timeout=timeout, env=env, stdin=stdin, on_output=on_output)
+            return await vm.run(code, language=language, args=args, **options)
 
     async def wait_ready(self, size: int | None = None) -> None:
         """Return when `size` VMs (by default `min_size`) are ready; raise the cause if they keep failing to start."""
@@ -238,7 +236,9 @@ class VMPool:
         self._tell()
 
     def on_ending(self, slot: Slot) -> None:
-        """A slot begins to destroy its VM."""
+        """A slot begins to destroy its VM. Told more than once, it counts once."""
+        if slot.state is SlotState.ENDING:
+            return
         if slot.state is SlotState.LEASED:
             self._add(lost=1) if slot.is_lost else self._add(released=1)
         elif slot.state is SlotState.READY and not self._is_closing:

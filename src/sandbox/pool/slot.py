@@ -94,6 +94,8 @@ class Slot:
         """Let the slot proceed to the destruction of its VM. May be called at any time and any number of times."""
         if self.state is SlotState.STARTING:
             self._scope.cancel()
+        else:
+            self._pool.on_ending(self)
         self._over.set()
         self._claimed_or_over.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -33,8 +33,16 @@ _LOCK_POLL_SECONDS = 0.05
 class Template:
     """A verified golden snapshot on this host."""
 
-    def __init__(self, host: Hypervisor, directory: Path, spec: MachineSpec, manifest: TemplateManifest) -> None:
+    def __init__(
+        self,
+        host: Hypervisor,
+        directory: Path,
+        spec: MachineSpec,
+        manifest: TemplateManifest,
+        languages: Sequence[str] = ("python", "bash"),
+    ) -> None:
         self.host = host
+        self.languages = languages
         self.directory = directory
         self.spec = spec
         self.manifest = manifest
@@ -83,7 +91,7 @@ class Template:
                     manifest = await run_sync(_load_verified, directory, requirement)
         if manifest is None:
             raise TemplateError(f"the template {directory} vanished while it was made; is another process pruning?")
-        return cls(host, directory, spec, manifest)
+        return cls(host, directory, spec, manifest, image.manifest.recipe.languages)
 
     def warmed(self) -> VMSource:
         """Return the same source, but of clones that have already run one throw-away command."""
@@ -110,7 +118,7 @@ class Template:
     async def _restore(self, *, warm: bool) -> AsyncIterator[VM]:
         started = time.monotonic()
         machine = await self.host.start(self.spec, reserve_mib=self.memory_reserve_mib)
-        async with open_vm(machine, ready_seconds=READY_SECONDS) as vm:
+        async with open_vm(machine, ready_seconds=READY_SECONDS, languages=self.languages) as vm:
             restored = time.monotonic()
             if warm:
                 await warm_up(vm)

@@ -1,0 +1,173 @@
+"""The two directions of a pipe between the channel and a program, each with its credit."""
+
+import array
+import fcntl
+import os
+import selectors
+import termios
+
+import wire
+
+
+class Outlet:
+    """What a program writes, on its way to the host."""
+
+    def __init__(self, execution, kind, fd):
+        self.left = None  # bytes that must have gone out before what waits in `execution.advance` may go on
+        self._execution = execution
+        self._agent = execution.agent
+        self._kind = kind
+        self._fd = fd
+        self._credit = wire.WINDOW_BYTES
+        self._watched = False
+        os.set_blocking(fd, False)
+        self.watch(True)
+
+    def watch(self, wanted):
+        if wanted != self._watched and self._fd is not None:
+            self._watched = wanted
+            if wanted:
+                self._agent.selector.register(self._fd, selectors.EVENT_READ, self.move)
+            else:
+                self._agent.selector.unregister(self._fd)
+
+    def grant(self, count):
+        self._credit += count
+        self.watch(True)
+        if self.left:
+            self.move()
+
+    def mark(self):
+        """Remember how much is in the pipe now: a writer that never stops must not hold up what waits for `left`."""
+        count = array.array("i", [0])
+        if self._fd is not None:
+            fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        self.left = count[0]
+
+    def move(self):
+        """Forward what is there, as far as credit and channel go."""
+        while self._fd is not None:
+            if not self._credit:
+                self.watch(False)
+                return
+            if self._agent.channel.is_full:
+                self.watch(False)
+                self._agent.paused.append(self)
+                return
+            wanted = min(wire.CHUNK_BYTES, self._credit)
+            try:
+                data = os.read(self._fd, wanted)
+            except BlockingIOError:
+                self.left = self.left and 0
+                break
+            except OSError:  # a terminal whose last program is gone
+                data = b""
+            if not data:
+                self._close()
+                self.left = self.left and 0
+                break
+            self._credit -= len(data)
+            if self.left:
+                self.left = max(0, self.left - len(data))
+            self._agent.send(self._kind, self._execution.id, data)
+            if len(data) < wanted:
+                break
+        self._execution.advance()
+
+    def release(self):
+        """Give the pipe up. What background programs still write to it goes nowhere."""
+        if self._fd is not None:
+            self.watch(False)
+            Drain(self._agent.selector, self._fd)
+            self._fd = None
+
+    def _close(self):
+        self.watch(False)
+        os.close(self._fd)
+        self._fd = None
+
+
+class Inlet:
+    """What the host sends, on its way into a program."""
+
+    def __init__(self, execution, kind, fd):
+        self._execution = execution
+        self._agent = execution.agent
+        self._kind = kind
+        self._fd = fd
+        self._data = bytearray()
+        self._ends = False
+        self._owed = 0
+        self._watched = False
+        self.end_with = b""  # what tells a terminal's program that there is no more
+        os.set_blocking(fd, False)
+
+    def put(self, data):
+        self._data += data
+        if not self._watched:
+            self.move()
+
+    def end(self):
+        """No more will come. A terminal stays open for writing: its end is a character."""
+        if self.end_with:
+            self.put(self.end_with)
+        else:
+            self._ends = True
+            if not self._data:
+                self.close()
+
+    def move(self):
+        while self._data:
+            try:
+                written = os.write(self._fd, self._data) if self._fd is not None else len(self._data)
+            except BlockingIOError:
+                self._watch(True)
+                return
+            except OSError:  # the reader is gone: take the rest and drop it, as a pipe's writer would find out
+                self.close()
+                continue
+            del self._data[:written]
+            self._owe(written)
+        self._watch(False)
+        if self._ends:
+            self.close()
+
+    def close(self):
+        if self._fd is not None:
+            self._watch(False)
+            os.close(self._fd)
+            self._fd = None
+
+    def _owe(self, count):
+        self._owed += count
+        if self._owed >= wire.GRANT_BYTES:
+            self._agent.send(wire.Kind.WINDOW_IN, self._execution.id, wire.window(self._kind, self._owed))
+            self._owed = 0
+
+    def _watch(self, wanted):
+        if wanted != self._watched and self._fd is not None:
+            self._watched = wanted
+            if wanted:
+                self._agent.selector.register(self._fd, selectors.EVENT_WRITE, self.move)
+            else:
+                self._agent.selector.unregister(self._fd)
+
+
+class Drain:
+    """Reads and forgets what is left in a pipe, until its last writer closes it."""
+
+    def __init__(self, selector, fd):
+        self._selector = selector
+        self._fd = fd
+        selector.register(fd, selectors.EVENT_READ, self)
+
+    def __call__(self):
+        try:
+            if os.read(self._fd, 64 * 1024):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._selector.unregister(self._fd)
+        os.close(self._fd)

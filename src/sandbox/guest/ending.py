@@ -1,0 +1,118 @@
+"""From what was seen of an end to its outcome and its death certificate: pure decisions."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandbox.certificate import Cause, DeathCertificate
+from sandbox.result import Outcome
+
+SIGNAL_MAX = 64
+_FULL_BYTES = 64 * 1024
+_OOM_STATUS = 128 + signal.SIGKILL
+
+
+class Evidence(BaseModel):
+    """What the guest's kernel knew when a program ended badly."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    forks_refused: int = Field(ge=0)
+    disk_free_bytes: int = Field(ge=0)
+    files_free: int = Field(ge=0)
+    kernel_log: str = Field(default="", max_length=1000)
+
+
+class End(BaseModel):
+    """The guest's account of how a program ended: data about the program, never trusted for safety."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    code: int | None = Field(ge=0, le=255)
+    signal: int | None = Field(ge=1, le=SIGNAL_MAX)
+    wall_s: float = Field(ge=0)
+    cpu_s: float | None = Field(default=None, ge=0)
+    peak_memory_bytes: int | None = Field(default=None, ge=0)
+    oom_kills: int = Field(default=0, ge=0)
+    evidence: Evidence | None = None
+
+
+_OUTCOMES = {
+    Cause.DEADLINE: Outcome.TIMED_OUT,
+    Cause.IDLE: Outcome.TIMED_OUT,
+    Cause.OUTPUT_LIMIT: Outcome.OUTPUT_LIMIT,
+    Cause.CANCELLED: Outcome.CANCELLED,
+    Cause.OUT_OF_MEMORY: Outcome.OUT_OF_MEMORY,
+    Cause.KERNEL_PANIC: Outcome.GUEST_CRASHED,
+    Cause.UNRESPONSIVE: Outcome.GUEST_CRASHED,
+    Cause.POWER_OFF: Outcome.GUEST_SHUTDOWN,
+    Cause.PROTOCOL: Outcome.PROTOCOL_ERROR,
+    Cause.QEMU_KILLED: Outcome.VM_LOST,
+    Cause.QEMU_FAILED: Outcome.VM_LOST,
+    Cause.CHANNEL: Outcome.VM_LOST,
+    Cause.RELEASED: Outcome.VM_LOST,
+}
+LOST = frozenset({Outcome.GUEST_CRASHED, Outcome.GUEST_SHUTDOWN, Outcome.PROTOCOL_ERROR, Outcome.VM_LOST})
+"""The outcomes that are raised as `GuestLost`."""
+_SIGNALS = {
+    signal.SIGXCPU: (Cause.CPU_LIMIT, "used up its CPU time; raise limits.cpu_seconds"),
+    signal.SIGXFSZ: (Cause.FILE_SIZE_LIMIT, "wrote a file beyond limits.file_bytes"),
+}
+
+
+def outcome_of_lost(cause: Cause) -> Outcome:
+    """Return the outcome of an execution whose VM or channel went."""
+    return _OUTCOMES.get(cause, Outcome.VM_LOST)
+
+
+def certify(
+    end: End, ordered: Cause | None, why: str, duration: float, last_output: float | None
+) -> tuple[Outcome, DeathCertificate | None]:
+    """Return outcome and certificate of a program that the guest reports as ended.
+
+    `ordered` is why the host had it killed, if it had; `why` says it in words.
+    """
+    if ordered is None and end.code == 0:
+        return Outcome.EXITED, None
+    cause, summary = _explain(end, ordered, why, duration)
+    outcome = _OUTCOMES.get(cause) or (Outcome.EXITED if end.signal is None else Outcome.SIGNALED)
+    return outcome, DeathCertificate(cause, summary, retry_safe=False, last_output=last_output, evidence=_evidence(end))
+
+
+def _explain(end: End, ordered: Cause | None, why: str, duration: float) -> tuple[Cause, str]:
+    if ordered is not None and (ordered is not Cause.KILLED_BY_CALLER or end.signal is not None):
+        return ordered, why
+    if end.oom_kills and (end.signal == signal.SIGKILL or end.code == _OOM_STATUS):
+        said = "the guest ran out of memory and killed the program; give the VM (--memory) or its limits more"
+        return Cause.OUT_OF_MEMORY, said
+    if end.signal in _SIGNALS:
+        cause, said = _SIGNALS[signal.Signals(end.signal)]
+        return cause, f"ended by {signal_name(end.signal)} after {duration:.3g} s: it {said}"
+    if end.signal is not None:
+        return Cause.SIGNAL, f"ended by {signal_name(end.signal)}"
+    said = f"exited with {end.code}"
+    if end.evidence is not None and end.evidence.disk_free_bytes < _FULL_BYTES:
+        return Cause.DISK_FULL, f"{said}; the guest's disk is full: it lies in memory, give the VM more (--memory)"
+    if end.evidence is not None and end.evidence.forks_refused:
+        return Cause.PROCESS_LIMIT, f"{said}; {end.evidence.forks_refused} processes were refused by the limit"
+    return Cause.EXIT_STATUS, said
+
+
+def _evidence(end: End) -> Mapping[str, object]:
+    found: dict[str, object] = {"oom_kills": end.oom_kills, "peak_memory_bytes": end.peak_memory_bytes}
+    if end.signal is not None:
+        found["signal"] = signal_name(end.signal)
+    if end.evidence is not None:
+        found |= end.evidence.model_dump(exclude_defaults=True)
+    return found
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name, such as `SIGTERM`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

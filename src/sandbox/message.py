@@ -1,0 +1,87 @@
+"""Messages between the host and a server inside the guest, on the control streams of an execution.
+
+One definition for both ends, standard library only. A message is a 5-byte header (length, tag) and a body: a JSON
+object, a piece of a file, or nothing. The receiver checks tag and length before it keeps anything of the body.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+_HEADER = struct.Struct("!IB")
+HEADER_BYTES = _HEADER.size
+
+
+class Tag(IntEnum):
+    """What a message is."""
+
+    JSON = 1
+    DATA = 2
+    END = 3  # of the pieces before it
+
+
+JSON_BYTES = 16 * 1024 * 1024
+DATA_BYTES = 128 * 1024
+_LIMITS: Mapping[int, int] = {Tag.JSON: JSON_BYTES, Tag.DATA: DATA_BYTES, Tag.END: 0}
+
+
+class MessageError(Exception):
+    """Bytes that are no message. The server that sent them is of no further use."""
+
+
+def encode(tag: Tag, body: bytes = b"") -> bytes:
+    """Return the bytes of one message."""
+    return _HEADER.pack(len(body), tag) + body
+
+
+def encode_json(fields: Mapping[str, Any]) -> bytes:
+    """Return the bytes of one JSON message. Names that are no text travel as lone surrogates."""
+    return encode(Tag.JSON, json.dumps(fields, separators=(",", ":")).encode())
+
+
+def decode_header(header: bytes) -> tuple[int, Tag]:
+    """Return length and tag; raise `MessageError` unless both are allowed."""
+    length, tag = _HEADER.unpack(header)
+    limit = _LIMITS.get(tag)
+    if limit is None:
+        raise MessageError(f"message tag {tag} is unknown")
+    if length > limit:
+        raise MessageError(f"a message announces {length} bytes, the limit is {limit}")
+    return length, Tag(tag)
+
+
+def decode_json(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body`; raise `MessageError` for anything else."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise MessageError(f"a message is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise MessageError(f"a message is a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+class MessageDecoder:
+    """Turns received bytes into messages; holds at most one unfinished message."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[Tag, bytes]]:
+        """Take received bytes and return the messages that are complete; raise `MessageError` as early as can be."""
+        self._buffer += data
+        messages: list[tuple[Tag, bytes]] = []
+        start = 0
+        while len(self._buffer) - start >= HEADER_BYTES:
+            length, tag = decode_header(bytes(self._buffer[start : start + HEADER_BYTES]))
+            end = start + HEADER_BYTES + length
+            if len(self._buffer) < end:
+                break
+            messages.append((tag, bytes(self._buffer[start + HEADER_BYTES : end])))
+            start = end
+        del self._buffer[:start]
+        return messages
