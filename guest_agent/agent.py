@@ -87,7 +87,7 @@ class Agent:
         self.epoch = None
 
     def send(self, kind, ident, payload=b""):
-        self.channel.send(wire.encode(kind, self.epoch, ident, payload))
+        self.channel.send(wire.encode_header(kind, self.epoch, ident, len(payload)), payload)
 
     def send_json(self, kind, ident, message):
         self.channel.send(wire.encode_json(kind, self.epoch, ident, message))

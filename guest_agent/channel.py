@@ -6,6 +6,11 @@ import selectors
 import wire
 
 HIGH_WATER = 128 * 1024
+# The port gives a page for each read and takes 32 KiB with each write. A vector makes many of them in one call.
+_PAGE = 4096
+_PAGES = 32
+_WRITE = 32 * 1024
+_VECTOR = 64
 
 
 class Channel:
@@ -15,9 +20,12 @@ class Channel:
         self._fd = fd
         self._selector = selector
         self._decoder = wire.Decoder(wire.HOST_LIMITS)
-        self._unsent = bytearray()
+        self._unsent = []
+        self._waiting = 0
         self._events = selectors.EVENT_READ
         self.closed = False
+        self._received = bytearray(_PAGE * _PAGES)
+        self._pages = [memoryview(self._received)[start : start + _PAGE] for start in range(0, _PAGE * _PAGES, _PAGE)]
         selector.register(self, self._events)
 
     def fileno(self):
@@ -26,7 +34,7 @@ class Channel:
     @property
     def is_full(self):
         """True while so much waits to be sent that producers should pause."""
-        return len(self._unsent) > HIGH_WATER
+        return self._waiting > HIGH_WATER
 
     def exchange(self, events):
         """Write what waits, read what came, return the complete frames."""
@@ -35,27 +43,42 @@ class Channel:
         if not events & selectors.EVENT_READ:
             return []
         try:
-            data = os.read(self._fd, 64 * 1024)
+            length = os.readv(self._fd, self._pages)
         except BlockingIOError:
             return []
-        if not data:
+        if not length:
             self.closed = True  # the host has let go: this machine has no owner any more
-        return self._decoder.feed(data)
+        return self._decoder.feed(memoryview(self._received)[:length])
 
-    def send(self, data):
-        """Take bytes to send; they leave when the loop has handled all that came, or when they are many."""
-        self._unsent += data
-        if len(self._unsent) > wire.CHUNK_BYTES:
+    def send(self, header, payload=b""):
+        """Take bytes to send; they leave when the loop has handled all that came, or when they are many.
+
+        Large payloads are not copied: under software emulation each copy of a mebibyte takes some 3 ms.
+        """
+        self._waiting += len(header) + len(payload)
+        if len(payload) >= _PAGE:
+            view = memoryview(payload)
+            self._unsent += [header, *(view[start : start + _WRITE] for start in range(0, len(view), _WRITE))]
+        elif self._unsent and type(self._unsent[-1]) is bytearray:
+            self._unsent[-1] += header + payload
+        else:
+            self._unsent.append(bytearray(header + payload))
+        if self._waiting > wire.CHUNK_BYTES:
             self.flush()
 
     def flush(self):
+        unsent = self._unsent
         try:
-            while self._unsent:
-                sent = os.write(self._fd, self._unsent[: wire.CHUNK_BYTES])
-                del self._unsent[:sent]
+            while unsent:
+                sent = os.writev(self._fd, unsent[:_VECTOR])
+                self._waiting -= sent
+                while unsent and sent >= len(unsent[0]):
+                    sent -= len(unsent.pop(0))
+                if sent:
+                    unsent[0] = memoryview(unsent[0])[sent:]
         except BlockingIOError:
             pass
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
         if wanted != self._events:
             self._events = wanted
             self._selector.modify(self, wanted)

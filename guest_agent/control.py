@@ -1,11 +1,13 @@
 """A server's end of its control streams: requests in, answers out, one after another."""
 
+import fcntl
 import os
 
 import message
 from message import Tag
 
 ASK, ANSWER = 3, 4
+_SMALL = 4096
 
 
 class Control:
@@ -19,6 +21,29 @@ class Control:
         """Return tag and body of the next message; raise `EOFError` when there will be none."""
         length, tag = message.decode_header(_read(message.HEADER_BYTES))
         return tag, _read(length)
+
+    def receive_into(self, fd):
+        """Move the next piece of content into a file and return True; return False at its end.
+
+        The kernel moves it, except into files that are appended to: copies cost dearly under software emulation.
+        """
+        length, tag = message.decode_header(_read(message.HEADER_BYTES))
+        if tag is Tag.END:
+            return False
+        try:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+                body, length = _read(length), 0
+                while body:
+                    body = body[os.write(fd, body) :]
+            while length:
+                moved = os.splice(ASK, fd, length)
+                if not moved:
+                    raise EOFError
+                length -= moved
+        except OSError:
+            _read(length)  # the rest of a piece that could not be written
+            raise
+        return True
 
     def requests(self):
         """Yield the fields of every request."""
@@ -34,20 +59,34 @@ class Control:
         _write(message.encode_json(fields))
 
     def send(self, tag, body=b""):
-        _write(message.encode(tag, body))
+        _write(message.encode_header(tag, len(body)), body)
 
 
 def _read(length):
-    data = b""
-    while len(data) < length:
-        piece = os.read(ASK, length - len(data))
+    if length <= _SMALL:
+        data = os.read(ASK, length) if length else b""
+        if len(data) == length:
+            return data
+    body = bytearray(length)
+    view = memoryview(body)
+    done = 0
+    if length <= _SMALL:
+        body[: len(data)] = data
+        done = len(data)
+    while done < length:
+        piece = os.readv(ASK, [view[done:]])
         if not piece:
             raise EOFError
-        data = data + piece if data else piece
-    return data
+        done += piece
+    return body
 
 
-def _write(data):
-    view = memoryview(data)
-    while view:
-        view = view[os.write(ANSWER, view) :]
+def _write(*pieces):
+    while True:
+        written = os.writev(ANSWER, pieces)
+        while pieces and written >= len(pieces[0]):
+            written -= len(pieces[0])
+            pieces = pieces[1:]
+        if not pieces:
+            return
+        pieces = (memoryview(pieces[0])[written:], *pieces[1:])

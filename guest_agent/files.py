@@ -107,16 +107,15 @@ def _write(control, request):
 
 
 def _take_content(control, fd, failure):
-    while True:
-        tag, body = control.receive()
-        if tag is Tag.END:
-            return failure
-        if failure is None:
-            try:
-                while body:
-                    body = body[os.write(fd, body) :]
-            except OSError as error:
-                failure = error
+    while failure is None:
+        try:
+            if not control.receive_into(fd):
+                return None
+        except OSError as error:
+            failure = error
+    while control.receive()[0] is not Tag.END:
+        pass
+    return failure
 
 
 def _stat(_control, request):

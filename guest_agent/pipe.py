@@ -103,9 +103,18 @@ class Inlet:
         os.set_blocking(fd, False)
 
     def put(self, data):
-        self._data += data
-        if not self._watched:
-            self.move()
+        if not self._data and self._fd is not None:
+            try:
+                written = os.write(self._fd, data)
+            except OSError:  # full, or without a reader: `move` sees to it
+                written = 0
+            if written:
+                self._owe(written)
+                data = data[written:]
+        if data:
+            self._data += data
+            if not self._watched:
+                self.move()
 
     def end(self):
         """No more will come. A terminal stays open for writing: its end is a character."""

@@ -38,6 +38,11 @@ def encode(tag: Tag, body: bytes = b"") -> bytes:
     return _HEADER.pack(len(body), tag) + body
 
 
+def encode_header(tag: Tag, length: int) -> bytes:
+    """Return the header of a message whose body is sent beside it."""
+    return _HEADER.pack(length, tag)
+
+
 def encode_json(fields: Mapping[str, Any]) -> bytes:
     """Return the bytes of one JSON message. Names that are no text travel as lone surrogates."""
     return encode(Tag.JSON, json.dumps(fields, separators=(",", ":")).encode())

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 PROTOCOL_VERSION = 2
 PORT_NAME = "io.sandbox.agent.0"
 WINDOW_BYTES = 256 * 1024
-CHUNK_BYTES = 32 * 1024
+CHUNK_BYTES = 64 * 1024
 GRANT_BYTES = WINDOW_BYTES // 4
 
 ENTROPY_BYTES = 64
@@ -116,6 +116,11 @@ def encode(kind: Kind, epoch: int, ident: int = 0, payload: bytes = b"") -> byte
     return _HEADER.pack(len(payload), epoch, ident, kind) + payload
 
 
+def encode_header(kind: Kind, epoch: int, ident: int, length: int) -> bytes:
+    """Return the header of a frame whose payload is sent beside it."""
+    return _HEADER.pack(length, epoch, ident, kind)
+
+
 def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) -> bytes:
     """Return the bytes of one frame whose payload is a JSON object."""
     return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":")).encode())
@@ -196,19 +201,20 @@ class Decoder:
         """
         self._buffer += data
         frames: list[Frame] = []
-        start = 0
-        while len(self._buffer) - start >= HEADER_BYTES:
-            length, epoch, ident, kind = _HEADER.unpack_from(self._buffer, start)
-            limit = self._limits.get(kind)
-            if limit is None:
-                raise FrameError(f"frame kind {kind} is unknown or not for this direction")
-            if length > limit:
-                raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
-            end = start + HEADER_BYTES + length
-            if len(self._buffer) < end:
-                break
-            frames.append(Frame(Kind(kind), epoch, ident, bytes(self._buffer[start + HEADER_BYTES : end])))
-            start = end
+        start, size = 0, len(self._buffer)
+        with memoryview(self._buffer) as view:  # so that a payload is copied once
+            while size - start >= HEADER_BYTES:
+                length, epoch, ident, kind = _HEADER.unpack_from(view, start)
+                limit = self._limits.get(kind)
+                if limit is None:
+                    raise FrameError(f"frame kind {kind} is unknown or not for this direction")
+                if length > limit:
+                    raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
+                end = start + HEADER_BYTES + length
+                if size < end:
+                    break
+                frames.append(Frame(Kind(kind), epoch, ident, bytes(view[start + HEADER_BYTES : end])))
+                start = end
         if start:
             del self._buffer[:start]
         return frames

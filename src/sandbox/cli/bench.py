@@ -21,11 +21,17 @@ _FACTS = ("machine", "cores", "accelerator", "qemu", "libvirt", "guest_memory_mi
 
 
 def run_bench(only: str | None, samples: int | None, *, form: Form) -> int:
-    wanted = [ident.strip().upper() for ident in (only or ",".join(FIGURES)).split(",") if ident.strip()]
-    unknown = [ident for ident in wanted if ident not in FIGURES]
+    asked = [ident.strip().upper() for ident in (only or ",".join(FIGURES)).split(",") if ident.strip()]
+    wanted = [ident for name in asked for ident in FIGURES if _is_meant(name, ident)]
+    unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in FIGURES)]
     if unknown or not wanted:
         return report(ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}"), status=2)
     return run(_bench(wanted, samples, form))
+
+
+def _is_meant(name: str, ident: str) -> bool:
+    """Whether `name` is this figure, or the group that it belongs to: E6 stands for E6UP and E6DOWN."""
+    return ident == name or (ident.startswith(name) and ident[len(name) :].isalpha() and name[-1].isdigit())
 
 
 async def _bench(wanted: list[str], samples: int | None, form: Form) -> int:
@@ -50,9 +56,15 @@ async def _bench(wanted: list[str], samples: int | None, form: Form) -> int:
 
 def _row(figure: Figure) -> tuple[str, ...]:
     values = figure.as_dict()
-    times = [_milliseconds(values[name]) for name in ("p50", "p95", "p99")]
+    show = _bytes if figure.unit == "bytes" else _milliseconds
+    times = [show(values[name]) for name in ("p50", "p95", "p99")]
     ratio = f"{figure.raw_ratio:.2f}" if figure.raw_ratio is not None else ""
     return (figure.id, figure.name, figure.boundary, str(len(figure.samples)), *times, f"{figure.cv:.0%}", ratio)
+
+
+def _bytes(size: object) -> str:
+    assert isinstance(size, float)
+    return f"{size / 1024:.0f} KiB"
 
 
 def _milliseconds(seconds: object) -> str:
