@@ -55,7 +55,7 @@ class VM(Sandbox):
     @property
     def is_alive(self) -> bool:
         """Whether QEMU runs and the conversation with the guest is unbroken."""
-        return self._client.lost is None and self._machine.is_alive
+        return self._client.is_open and self._client.lost is None and self._machine.is_alive
 
     @property
     def timings(self) -> Mapping[str, float]:

@@ -56,6 +56,8 @@ class GuestClient:
         self.name = name
         self.timings: Mapping[str, float] = {}
         self.lost: GuestLost | None = None
+        self.is_open = True
+        """False as soon as the guest's end is closed, a moment before `lost` can say why."""
         self.executions = Registry()
         self._stream = stream
         self._on_lost = on_lost
@@ -180,6 +182,7 @@ class GuestClient:
 
     def _on_data(self, data: bytes) -> None:
         if not data:
+            self.is_open = False
             self._on_closed()
             return
         self._heard = True

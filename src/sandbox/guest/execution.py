@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -93,7 +94,6 @@ class Execution:
         self._end: End | None = None
         self._lost: GuestLost | None = None
         self._over = anyio.Event()
-        self._result: Result | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._mark = 0
 
@@ -106,6 +106,11 @@ class Execution:
     def vm(self) -> str:
         """Name of the machine that it runs in."""
         return self._client.name
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the host ordered its end: a deadline, a limit, a cancelled call."""
+        return self._ordered is not None
 
     @property
     def has_ended(self) -> bool:
@@ -121,11 +126,7 @@ class Execution:
     @property
     def outcome(self) -> Outcome | None:
         """How it ended, or None while it runs."""
-        if self._lost is not None:
-            return outcome_of_lost(_cause_of(self._lost))
-        if self._end is None:
-            return None
-        return certify(self._end, self._ordered, self._why, self._duration, None)[0]
+        return self._verdict()[0] if self.has_ended else None
 
     async def wait(self) -> Result:
         """Return the result when the program has ended; as often and by as many as like.
@@ -134,13 +135,16 @@ class Execution:
         because the guest did not obey a deadline, the result says so. Cancelling the wait changes nothing.
         """
         await self._over.wait()
-        if self._result is None:
-            self._result = await self._make_result()
-        if self._lost is not None and self._result.outcome in LOST:
+        result = await self._make_result()
+        if self._lost is not None and result.outcome in LOST:
             error = afresh(self._lost)
-            error.partial, error.certificate = self._result, self._result.certificate
+            error.partial, error.certificate = result, result.certificate
             raise error
-        return self._result
+        return result
+
+    async def wait_over(self) -> None:
+        """Return when it has ended, however."""
+        await self._over.wait()
 
     def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Events:
         """Iterate over what it has written from these offsets on, what it writes, and its end."""
@@ -188,6 +192,7 @@ class Execution:
         """Send the request and start the clocks. Synchronous: either it was sent or nothing happened."""
         self._client.send_json(Kind.START, self.number, self._request.message())
         self._mark = self._client.queued_bytes
+        self._request = replace(self._request, fields={}, env={})  # up to 8 MiB, and not needed any more
         loop = asyncio.get_running_loop()
         if self._request.timeout is not None:
             why = f"timed out after {self._request.timeout:g} s; the whole process tree was killed"
@@ -348,13 +353,7 @@ class Execution:
     async def _make_result(self) -> Result:
         out, err = (self.record.streams[kind] for kind in NAMES)
         end = self._end
-        last = None if self._last_output is None else max(0.0, self._started + self._duration - self._last_output)
-        certificate: DeathCertificate | None
-        if self._lost is not None:
-            outcome, certificate = self._outcome_of_loss(self._lost, last)
-        else:
-            assert end is not None
-            outcome, certificate = certify(end, self._ordered, self._why, self._duration, last)
+        outcome, certificate = self._verdict()
         was_killed = self._ordered is not None and outcome is not Outcome.EXITED
         return Result(
             outcome=outcome,
@@ -378,15 +377,17 @@ class Execution:
             timings={**self._client.timings, "run": self._duration},
         )
 
-    def _outcome_of_loss(self, error: GuestLost, last: float | None) -> tuple[Outcome, DeathCertificate]:
-        cause, summary = _cause_of(error), str(error)
-        evidence = dict(error.certificate.evidence) if error.certificate is not None else {}
-        outcome = outcome_of_lost(cause)
+    def _verdict(self) -> tuple[Outcome, DeathCertificate | None]:
+        last = None if self._last_output is None else max(0.0, self._started + self._duration - self._last_output)
+        if self._lost is None:
+            assert self._end is not None
+            return certify(self._end, self._ordered, self._why, self._duration, last)
+        cause, summary = _cause_of(self._lost), str(self._lost)
+        evidence = dict(self._lost.certificate.evidence) if self._lost.certificate is not None else {}
         if self._ordered is not None and cause is Cause.UNRESPONSIVE:  # the deadline is why the VM had to go
             evidence["vm"] = summary
             cause, summary = self._ordered, f"{self._why}; {summary}"
-            outcome = outcome_of_lost(cause)
-        return outcome, DeathCertificate(cause, summary, not self._was_sent, last, evidence)
+        return outcome_of_lost(cause), DeathCertificate(cause, summary, not self._was_sent, last, evidence)
 
 
 class AnswerSink(Protocol):

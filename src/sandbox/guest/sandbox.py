@@ -16,7 +16,7 @@ from sandbox.guest import tree
 from sandbox.guest.client import GuestClient
 from sandbox.guest.context import Context, context_request
 from sandbox.guest.events import Output, StreamName
-from sandbox.guest.execution import Execution, Status, killing
+from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.request import Request, command, script
 from sandbox.guest.tree import TreeReport
@@ -227,9 +227,11 @@ async def _converse(execution: Execution, stdin: Stdin, sink: OutputSink | None)
         group.start_soon(feed)
         try:
             if events is not None and sink is not None:
-                async for event in events:
-                    if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
-                        await answer
+                with anyio.CancelScope() as passing:
+                    group.start_soon(_stop_passing, execution, passing)
+                    async for event in events:
+                        if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
+                            await answer
             result = await execution.wait()
         except Exception as error:  # noqa: BLE001 - raised below, outside of the group
             failures.append(error)
@@ -240,3 +242,11 @@ async def _converse(execution: Execution, stdin: Stdin, sink: OutputSink | None)
     if failures:
         raise failures[0]
     return result
+
+
+async def _stop_passing(execution: Execution, passing: anyio.CancelScope) -> None:
+    """Do not let a sink that is stuck hold up the result of a program that had to be killed."""
+    await execution.wait_over()
+    if execution.was_stopped:
+        await anyio.sleep(KILL_SECONDS)
+        passing.cancel()
