@@ -87,6 +87,14 @@ class Limits(_Frozen):
     """Output of both streams together. Beyond it the tree is killed and the outcome is `OUTPUT_LIMIT`."""
 
 
+class TemplateTarget(_Frozen):
+    """Another template of a pool."""
+
+    template: TemplateConfig
+    min_size: int = Field(default=1, ge=0, le=10_000)
+    """So many VMs of it are kept ready."""
+
+
 class PoolConfig(_Frozen):
     """A pool's template, its bounds and its ages. Times are seconds."""
 
@@ -105,6 +113,24 @@ class PoolConfig(_Frozen):
     ttl: float = Field(default=600.0, gt=0)
     """A ready VM older than this is destroyed and replaced; it is never handed out."""
 
+    more: dict[str, TemplateTarget] = Field(default_factory=dict)
+    """Further templates by the name that `acquire(template=…)` takes; `max_size` is for all of them together."""
+
+    max_ready: int | None = Field(default=None, ge=0, le=10_000)
+    """If larger than `min_size`, more VMs are kept ready, up to so many, while many are claimed."""
+
+    max_waiting: int = Field(default=10_000, ge=0)
+    """So many callers may wait for a VM of a template; further ones get `PoolBusy`."""
+
+    priority_seconds: float = Field(default=10.0, ge=0)
+    """One step of a caller's priority is worth so many seconds of waiting."""
+
+    lease_ttl: float | None = Field(default=None, gt=0)
+    """A lease ends by itself after so many seconds, unless its holder renews it."""
+
+    idle_lease_timeout: float | None = Field(default=None, gt=0)
+    """A lease ends by itself when nothing was asked of its VM, and nothing ran in it, for so many seconds."""
+
     concurrent_starts: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1, le=256)
     """So many VMs are restored at the same time."""
 
@@ -115,4 +141,6 @@ class PoolConfig(_Frozen):
     def _check_sizes(self) -> PoolConfig:
         if self.min_size > self.max_size:
             raise ValueError(f"min_size {self.min_size} is larger than max_size {self.max_size}")
+        if "default" in self.more:
+            raise ValueError("`more` names the template 'default', which is the pool's own")
         return self

@@ -5,6 +5,7 @@
     ├─ StateError                    the right call at the wrong time
     ├─ PoolClosed                    the pool is shutting down or was never opened
     ├─ PoolTimeout (TimeoutError)    no VM came free in time
+    │  └─ PoolBusy                   so many wait already that waiting was not begun
     ├─ HostResources                 the host cannot carry another VM
     ├─ StartError                    no user code ran: always safe to retry
     │  ├─ ImageError                 an image could not be built, found or verified
@@ -68,6 +69,12 @@ class PoolTimeout(SandboxError, TimeoutError):
     """No VM could be claimed within the caller's time-out."""
 
     code = "POOL_TIMEOUT"
+
+
+class PoolBusy(PoolTimeout):
+    """As many callers as allowed wait for a VM already."""
+
+    code = "POOL_BUSY"
 
 
 class HostResources(SandboxError):

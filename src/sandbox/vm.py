@@ -66,6 +66,11 @@ class VM(Sandbox):
     def timings(self, timings: Mapping[str, float]) -> None:
         self._client.timings = timings
 
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since something last ran in it or was asked of it; 0 while something runs."""
+        return self._client.idle_seconds
+
     def call_when_lost(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once when the VM dies or its channel breaks; at once if it has."""
         if self.is_alive:

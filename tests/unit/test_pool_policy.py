@@ -1,34 +1,76 @@
-"""How many VMs to start: the pool's arithmetic, for every state there can be."""
+"""The pool's arithmetic, for every state there can be."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, back_off, starts_due
+from sandbox.pool.policy import (
+    FAILURES_UNTIL_BREAK,
+    Census,
+    Rate,
+    back_off,
+    plan,
+    seniority,
+    spread,
+    target_ready,
+)
 
-COUNT = st.integers(0, 40)
+COUNT = st.integers(0, 20)
+SHELF = st.builds(Census, COUNT, COUNT, COUNT, COUNT, COUNT, st.integers(0, 10), st.booleans())
+SHELVES = st.lists(SHELF, min_size=1, max_size=4)
 
 
-@given(COUNT, COUNT, COUNT, COUNT, COUNT, st.integers(0, 20), st.integers(1, 40), st.integers(1, 8))
-def test_bounds_hold_in_every_state(
-    starting: int, ready: int, leased: int, ending: int, waiting: int, low: int, high: int, at_once: int
-) -> None:
+@given(SHELVES, st.integers(1, 80), st.integers(1, 8))
+def test_bounds_hold_in_every_state(shelves: list[Census], high: int, at_once: int) -> None:
     """Never beyond `max_size`, never more starts at once than allowed, never more than somebody wants."""
-    census = Census(starting, ready, leased, ending, waiting)
-    due = starts_due(census, min_size=low, max_size=high, concurrent_starts=at_once)
-    assert due >= 0
-    if due:
-        assert census.alive + due <= high
-        assert starting + due <= at_once
-        assert ready + starting + due <= low + waiting
+    due = plan(shelves, max_size=high, concurrent_starts=at_once)
+    assert all(start >= 0 for start in due.starts)
+    if any(due.starts):
+        assert sum(shelf.alive for shelf in shelves) + sum(due.starts) <= high
+        assert sum(shelf.starting for shelf in shelves) + sum(due.starts) <= at_once
+    for shelf, start in zip(shelves, due.starts, strict=True):
+        assert start <= shelf.wanted
+        assert shelf.may_start or start == 0
 
 
 @given(COUNT, st.integers(1, 40), st.integers(1, 8))
 def test_who_waits_is_served_as_soon_as_there_is_room(waiting: int, high: int, at_once: int) -> None:
     """An empty pool starts VMs for its callers at once, even when no warm set is wanted."""
-    due = starts_due(Census(0, 0, 0, 0, waiting), min_size=0, max_size=high, concurrent_starts=at_once)
-    assert due == min(waiting, high, at_once)
+    due = plan([Census(0, 0, 0, 0, waiting)], max_size=high, concurrent_starts=at_once)
+    assert due.starts == [min(waiting, high, at_once)]
+
+
+@given(SHELVES, st.integers(1, 80))
+def test_callers_come_before_warm_sets(shelves: list[Census], high: int) -> None:
+    """No warm set is filled while somebody waits for whom nothing is on its way."""
+    due = plan(shelves, max_size=high, concurrent_starts=100)
+    for shelf, start in zip(shelves, due.starts, strict=True):
+        unserved = shelf.waiting - shelf.ready - shelf.starting - start
+        if shelf.may_start and unserved > 0:
+            others = zip(shelves, due.starts, strict=True)
+            assert all(count <= max(0, other.waiting - other.ready - other.starting) for other, count in others)
+
+
+@given(SHELVES, st.integers(1, 80))
+def test_only_idle_shelves_make_room(shelves: list[Census], high: int) -> None:
+    """A ready VM is destroyed only for another template's callers, and never one that somebody waits for."""
+    due = plan(shelves, max_size=high, concurrent_starts=100)
+    for shelf, count in zip(shelves, due.evictions, strict=True):
+        assert 0 <= count <= shelf.ready
+        assert not (count and shelf.waiting)
+    if any(due.evictions):
+        assert any(shelf.waiting > shelf.ready + shelf.starting for shelf in shelves)
+
+
+def test_full_pool_makes_room_for_another_templates_caller() -> None:
+    """One waits, all room is taken by VMs that are ready for nobody: one of them goes."""
+    due = plan([Census(0, 4, 0, 0, 0, 4), Census(0, 0, 0, 0, 1)], max_size=4, concurrent_starts=2)
+    assert (due.starts, due.evictions) == ([0, 0], [1, 0])
+    due = plan([Census(0, 3, 0, 1, 0, 4), Census(0, 0, 0, 0, 1)], max_size=4, concurrent_starts=2)
+    assert (due.starts, due.evictions) == ([0, 0], [0, 0])
 
 
 def test_back_off_grows_and_is_bounded() -> None:
@@ -37,3 +79,36 @@ def test_back_off_grows_and_is_bounded() -> None:
     assert pauses[:FAILURES_UNTIL_BREAK] == [0.0] * FAILURES_UNTIL_BREAK
     assert pauses == sorted(pauses)
     assert max(pauses) == 30.0
+
+
+@given(st.floats(0.01, 1e6), st.integers(1, 100_000))
+def test_times_to_live_are_spread_within_bounds(ttl: float, number: int) -> None:
+    """Never longer than configured, never shorter than three quarters of it."""
+    assert 0.75 * ttl <= spread(ttl, number) <= ttl
+
+
+def test_vms_of_one_start_do_not_expire_together() -> None:
+    """Ten VMs that are started at once leave gaps of at least a hundredth of the time to live."""
+    ends = sorted(spread(100.0, number) for number in range(1, 11))
+    assert min(later - earlier for earlier, later in pairwise(ends)) > 1.0
+
+
+@given(st.integers(0, 10), st.integers(0, 100), st.floats(0, 1000), st.floats(0, 10))
+def test_target_stays_within_its_bounds(low: int, most: int, rate: float, seconds: float) -> None:
+    """However many claims come, no fewer than `min_size` and no more than `max_ready` are kept."""
+    assert low <= target_ready(low, most, rate, seconds) <= max(low, most)
+
+
+def test_rate_follows_the_claims_and_forgets_them() -> None:
+    """Two claims a second for two minutes are measured as such; five minutes later they are nearly gone."""
+    rate = Rate()
+    for tick in range(240):
+        rate.add(tick / 2)
+    assert 1.8 < rate.per_second(120.0) < 2.2
+    assert rate.per_second(420.0) < 0.01
+
+
+@given(st.floats(0, 1000), st.integers(-5, 5), st.floats(0, 60))
+def test_waiting_outweighs_any_priority_in_the_end(now: float, priority: int, step: float) -> None:
+    """Who waited `priority_seconds` for each step is as senior as who comes now with that priority."""
+    assert seniority(now, priority, step) == now - priority * step

@@ -71,6 +71,7 @@ class GuestClient:
         self._heard = False
         self._was_asked = False
         self._pings = 0
+        self._last_use = anyio.current_time()
         stream.start_receiving(self._on_data)
 
     async def handshake(self, identity: Identity, timeout: float) -> Receipt:
@@ -124,15 +125,18 @@ class GuestClient:
         except BaseException:
             self.executions.remove(execution)
             raise
+        self._last_use = anyio.current_time()
         self._watch()
         return execution
 
     def on_ended(self, execution: Execution) -> None:
+        self._last_use = anyio.current_time()
         self.executions.end(execution)
 
     def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
         """Send one frame, whole, some time soon. Never waits: who sends much awaits `drained` in between."""
         if self.lost is None:
+            self._last_use = anyio.current_time()
             self._stream.write(encode(kind, self._epoch, ident, payload))
 
     def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
@@ -162,6 +166,13 @@ class GuestClient:
     def close(self, error: GuestLost) -> None:
         """End the conversation: everybody who waits gets `error`."""
         self._fail(error)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since something was last asked; 0 while a program runs, or a server works."""
+        if self.executions.any_busy:
+            return 0.0
+        return anyio.current_time() - self._last_use
 
     async def _ask(self, message: bytes, kind: Kind, timeout: float) -> bytes:
         """Send a request that has exactly one answer and return the answer's payload."""

@@ -84,6 +84,7 @@ class Execution:
         self._credit = dict.fromkeys(INPUTS, WINDOW_BYTES)
         self._has_credit = anyio.Event()
         self._input_over = False
+        self._is_asked = False
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC)
         self._ended_at: datetime | None = None
@@ -106,6 +107,11 @@ class Execution:
     def vm(self) -> str:
         """Name of the machine that it runs in."""
         return self._client.name
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it runs for somebody: a server that waits to be asked does not."""
+        return not self._request.is_server or self._is_asked
 
     @property
     def was_stopped(self) -> bool:
@@ -211,6 +217,7 @@ class Execution:
         self._timers.append(loop.call_later(KILL_SECONDS, self._give_up))
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
+        self._is_asked = kind is Kind.ASK
         view = memoryview(data)
         while view and not self.has_ended:
             if not self._credit[kind]:
@@ -296,6 +303,7 @@ class Execution:
         if kind is Kind.ANSWER:
             if self._answers is None:
                 raise FrameError(f"execution {self.number} answered, but is no server")
+            self._is_asked = False
             self._answers.feed(data)
         else:
             self._last_output = time.monotonic()

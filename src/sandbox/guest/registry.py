@@ -32,6 +32,11 @@ class Registry:
     def any_running(self) -> bool:
         return bool(self._running)
 
+    @property
+    def any_busy(self) -> bool:
+        """Whether a program runs that is no server waiting to be asked."""
+        return any(execution.is_busy for execution in self._running.values())
+
     def all_running(self) -> list[Execution]:
         return list(self._running.values())
 

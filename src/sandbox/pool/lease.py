@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox.errors import StateError
 from sandbox.vm import VM
 
 if TYPE_CHECKING:
@@ -14,14 +15,41 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """One VM for one caller. It is never lent again: releasing destroys it."""
+    """One VM for one caller. It is never lent again and never bound to another: releasing destroys it."""
 
-    def __init__(self, slot: Slot, vm: VM) -> None:
+    def __init__(self, slot: Slot, vm: VM, ttl: float | None) -> None:
         self.vm = vm
         self._slot = slot
+        self._expires = None if ttl is None else self._slot.now() + ttl
 
     def __repr__(self) -> str:
-        return f"<Lease of {self.vm.name} {self._slot.state}>"
+        return f"<Lease {self.token} of {self.vm.name} {'ended' if self.has_ended else 'held'}>"
+
+    @property
+    def token(self) -> str:
+        """Names this lease in logs; unique for the pool's life."""
+        return f"{self.vm.name}.{self._slot.number}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was released, has expired, or has lost its VM. It says so at once, and never unsays it."""
+        return self._slot.is_over
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it expires; None if it does not."""
+        return None if self._expires is None else max(0.0, self._expires - self._slot.now())
+
+    def renew(self, ttl: float | None) -> None:
+        """Let it expire so many seconds from now, or never. Raises `StateError` when it has ended."""
+        if self.has_ended:
+            raise StateError(f"the lease {self.token} has ended; claim another VM")
+        self._expires = None if ttl is None else self._slot.now() + ttl
+        self._slot.look_again()
+
+    async def wait_ended(self) -> None:
+        """Return when it has ended, however."""
+        await self._slot.over.wait()
 
     async def release(self) -> None:
         """Destroy the VM and return when its process is gone. Further calls change nothing.

@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 FAILURES_UNTIL_BREAK = 3
 """So many failed starts in a row, and whoever waits is told the cause instead of being left to time out."""
 _FIRST_BACK_OFF = 0.5
 _LAST_BACK_OFF = 30.0
+_GOLDEN = (5**0.5 - 1) / 2
+_HEADROOM = 1.5
+"""So much more than the mean is kept ready where the target follows the claims: they come in bursts."""
+_HALF_LIFE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """How many slots are in which state, and how many callers wait."""
+    """One shelf: how many slots are in which state, how many callers wait, and how many should be ready."""
 
     starting: int
     ready: int
     leased: int
     ending: int
     waiting: int
+    target: int = 0
+    may_start: bool = True
+    """False while the shelf backs off after failed starts."""
 
     @property
     def alive(self) -> int:
         return self.starting + self.ready + self.leased + self.ending
 
+    @property
+    def wanted(self) -> int:
+        """Starts that would serve who waits and fill the warm set."""
+        return max(0, self.target + self.waiting - self.ready - self.starting)
 
-def starts_due(census: Census, *, min_size: int, max_size: int, concurrent_starts: int) -> int:
-    """Return how many VMs to start now: enough for who waits plus the warm set, within every bound.
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, shelf by shelf, in the order of the censuses."""
+
+    starts: list[int] = field(default_factory=list)
+    evictions: list[int] = field(default_factory=list)
+    """Ready VMs to destroy, to make room for another shelf's callers."""
+
+
+def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) -> Plan:
+    """Return how many VMs to start and to evict: callers first, then warm sets, within every bound.
 
     A VM that is ending still counts towards `max_size`: its memory is not free before its process is dead.
     """
-    wanted = min_size + census.waiting - census.ready - census.starting
-    room = max_size - census.alive
-    return max(0, min(wanted, room, concurrent_starts - census.starting))
+    room = max_size - sum(shelf.alive for shelf in shelves)
+    at_once = concurrent_starts - sum(shelf.starting for shelf in shelves)
+    starts = [0] * len(shelves)
+    for wanted in (_unserved, lambda shelf: shelf.wanted):
+        for index, shelf in enumerate(shelves):
+            if shelf.may_start:
+                count = max(0, min(wanted(shelf) - starts[index], room, at_once))
+                starts[index] += count
+                room -= count
+                at_once -= count
+    short = sum(max(0, _unserved(shelf) - start) for shelf, start in zip(shelves, starts, strict=True))
+    short -= sum(shelf.ending for shelf in shelves) + max(0, room)
+    evictions = [0] * len(shelves)
+    for index, shelf in enumerate(shelves):
+        if not shelf.waiting and short > 0:
+            evictions[index] = min(shelf.ready, short)
+            short -= evictions[index]
+    return Plan(starts, evictions)
+
+
+def _unserved(shelf: Census) -> int:
+    """Callers for whom no VM is on its way."""
+    return max(0, shelf.waiting - shelf.ready - shelf.starting) if shelf.may_start else 0
 
 
 def back_off(failures: int) -> float:
@@ -40,3 +83,45 @@ def back_off(failures: int) -> float:
     if failures < FAILURES_UNTIL_BREAK:
         return 0.0
     return min(_LAST_BACK_OFF, _FIRST_BACK_OFF * 2.0 ** min(failures - FAILURES_UNTIL_BREAK, 16))
+
+
+def spread(ttl: float, number: int) -> float:
+    """Return the time to live of the VM with this number: between 3/4 of `ttl` and all of it.
+
+    Consecutive numbers lie far apart, so VMs that were started together are not replaced together.
+    """
+    return ttl * (0.75 + 0.25 * (number * _GOLDEN % 1.0))
+
+
+def target_ready(min_size: int, max_ready: int, claims_per_second: float, start_seconds: float) -> int:
+    """Return how many VMs should be ready: as many as are claimed while one more is started, within the bounds."""
+    if max_ready <= min_size:
+        return min_size
+    return min(max_ready, max(min_size, math.ceil(claims_per_second * start_seconds * _HEADROOM)))
+
+
+def seniority(now: float, priority: int, priority_seconds: float) -> float:
+    """Return the key by which callers are served, least first.
+
+    One step of priority is worth `priority_seconds` of waiting. So the urgent go first, but nobody starves: who has
+    waited long enough is served before everybody of a higher priority who came later.
+    """
+    return now - priority * priority_seconds
+
+
+class Rate:
+    """Events per second, of late: each counts half after 30 seconds."""
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._at = 0.0
+
+    def add(self, now: float) -> None:
+        self._weight = self._decayed(now) + 1.0
+        self._at = now
+
+    def per_second(self, now: float) -> float:
+        return self._decayed(now) * math.log(2) / _HALF_LIFE
+
+    def _decayed(self, now: float) -> float:
+        return self._weight * math.pow(0.5, max(0.0, now - self._at) / _HALF_LIFE)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from itertools import count
 from types import TracebackType
 from typing import Any, Unpack
@@ -15,38 +12,24 @@ from typing import Any, Unpack
 import anyio
 from anyio.to_thread import run_sync
 
-from sandbox.config import PoolConfig
-from sandbox.errors import HostResources, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
+from sandbox.config import PoolConfig, TemplateConfig
+from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
 from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
 from sandbox.pool.lease import Lease
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, back_off, starts_due
-from sandbox.pool.slot import Slot, SlotState
-from sandbox.pool.statistics import PoolStatistics
+from sandbox.pool.policy import FAILURES_UNTIL_BREAK, plan, spread
+from sandbox.pool.shelf import Shelf
+from sandbox.pool.slot import Slot
+from sandbox.pool.statistics import PoolStatistics, add_up
 from sandbox.result import Result
 from sandbox.template.template import Template
 from sandbox.vm import VM, VMSource
 
-
-class _Request:
-    """A caller in the queue. Filled by whoever has a VM or a reason why there is none."""
-
-    def __init__(self) -> None:
-        self.answered = anyio.Event()
-        self.lease: Lease | None = None
-        self.error: SandboxError | None = None
-
-    def grant(self, lease: Lease) -> None:
-        self.lease = lease
-        self.answered.set()
-
-    def refuse(self, error: SandboxError) -> None:
-        self.error = error
-        self.answered.set()
+DEFAULT = "default"
 
 
 class VMPool:
-    """A pool of fresh VMs, all clones of one template.
+    """A pool of fresh VMs, all clones of one template, or of a few.
 
         async with VMPool(PoolConfig(min_size=4)) as pool:
             async with pool.acquire() as vm:
@@ -56,43 +39,52 @@ class VMPool:
     The pool may be opened in one task and closed in another. When it is closed, leased VMs are destroyed too.
     """
 
-    def __init__(self, config: PoolConfig | None = None, *, source: VMSource | None = None) -> None:
-        """Make a pool, not yet open. `source` replaces the template that `config` names by another source of VMs."""
+    def __init__(
+        self,
+        config: PoolConfig | None = None,
+        *,
+        source: VMSource | None = None,
+        sources: Mapping[str, VMSource] | None = None,
+    ) -> None:
+        """Make a pool, not yet open. `source` and `sources` replace templates of `config` by other sources of VMs."""
         self.config = config or PoolConfig()
-        self._source = source
-        self._slots: set[Slot] = set()
-        self._ready: deque[Slot] = deque()
-        self._waiting: deque[_Request] = deque()
+        self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
+        self._shelves: dict[str, Shelf] = {}
         self._numbers = count(1)
         self._kick = anyio.Event()
         self._changed = anyio.Event()
         self._owner: asyncio.Task[None] | None = None
         self._was_opened = False
         self._is_closing = False
-        self._failures = 0
-        self._last_failure: SandboxError | None = None
-        self._resume_at = 0.0
-        self._count = PoolStatistics(*([0] * 13))
 
     def __repr__(self) -> str:
-        census = self._census()
+        state = self.statistics()
         return (
-            f"<VMPool {'closed' if self._owner is None else 'open'} ready={census.ready} leased={census.leased} "
-            f"starting={census.starting} ending={census.ending} waiting={census.waiting}>"
+            f"<VMPool {'closed' if self._owner is None else 'open'} ready={state.ready} leased={state.leased} "
+            f"starting={state.starting} ending={state.ending} waiting={state.waiting}>"
         )
 
     async def open(self) -> None:
-        """Prepare the template (build and bake it if need be) and begin to fill the pool; does not wait for VMs."""
+        """Prepare the templates (build and bake them if need be) and begin to fill the pool; does not wait for VMs."""
         if self._was_opened or self._is_closing:
             raise StateError("this pool was opened before; make a new one")
         self._was_opened = True
-        if self._source is None:
-            template = await Template.ensure(self.config.template, self.config.host)
-            self._source = template.warmed() if self.config.warm_up else template
+        now = asyncio.get_running_loop().time
+        for name, (template, min_size) in self._wanted().items():
+            source = self._sources.get(name) or await self._ensure(template)
+            self._shelves[name] = Shelf(source, min_size, self.config, now=now, tell=self._tell)
         await run_sync(log.prepare)
         if self._is_closing:
             raise PoolClosed("the pool was closed while it was opened")
-        self._owner = asyncio.create_task(self._own(self._source), name="sandbox-pool")
+        self._owner = asyncio.create_task(self._own(), name="sandbox-pool")
+
+    def _wanted(self) -> dict[str, tuple[TemplateConfig, int]]:
+        more = {name: (target.template, target.min_size) for name, target in self.config.more.items()}
+        return {DEFAULT: (self.config.template, self.config.min_size), **more}
+
+    async def _ensure(self, config: TemplateConfig) -> VMSource:
+        template = await Template.ensure(config, self.config.host)
+        return template.warmed() if self.config.warm_up else template
 
     async def aclose(self) -> None:
         """Refuse new claims, destroy every VM, leased ones too, and return when all are gone. May be called twice."""
@@ -113,30 +105,55 @@ class VMPool:
         await self.aclose()
 
     @asynccontextmanager
-    async def acquire(self, timeout: float | None = None) -> AsyncIterator[VM]:
-        """Lend a VM for the length of the context; see `claim` for time-out and errors."""
-        async with await self.claim(timeout) as vm:
+    async def acquire(
+        self,
+        timeout: float | None = None,
+        *,
+        template: str = DEFAULT,
+        priority: int = 0,
+        lease_ttl: float | None = None,
+    ) -> AsyncIterator[VM]:
+        """Lend a VM for the length of the context; see `claim` for what is raised and what the arguments mean."""
+        async with await self.claim(timeout, template=template, priority=priority, lease_ttl=lease_ttl) as vm:
             yield vm
 
     def lease(self) -> Any:
         """The pool as a source of VMs: `acquire` without a time-out."""
         return self.acquire()
 
-    async def claim(self, timeout: float | None = None) -> Lease:
+    async def claim(
+        self,
+        timeout: float | None = None,
+        *,
+        template: str = DEFAULT,
+        priority: int = 0,
+        lease_ttl: float | None = None,
+    ) -> Lease:
         """Return a lease on a ready VM, or wait in a fair queue of callers until one is there.
 
-        Raises `PoolTimeout` after `timeout` seconds, `PoolClosed` when the pool closes meanwhile, `HostResources` when
-        the host is full, and the cause when VMs fail to start time after time. If cancelled, nothing is lost.
+        A higher `priority` goes first; one step is worth `priority_seconds` of waiting, so nobody starves. The lease
+        ends by itself after `lease_ttl` seconds (by default the pool's). Raises `PoolTimeout` after `timeout` seconds,
+        `PoolBusy` when too many wait, `PoolClosed` when the pool closes meanwhile, `HostResources` when the host is
+        full, and the cause when VMs fail to start time after time. If cancelled, nothing is lost.
         """
-        started = time.monotonic()
         if self._owner is None or self._is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
-        if not self._waiting and (slot := self._take_ready()) is not None:
-            return self._lend(slot, started, is_hit=True)
-        if time.monotonic() < self._resume_at and self._last_failure is not None:
-            raise afresh(self._last_failure)
-        request = _Request()
-        self._waiting.append(request)
+        if (shelf := self._shelves.get(template)) is None:
+            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._shelves)}")
+        started = shelf.now()
+        lease_ttl = self.config.lease_ttl if lease_ttl is None else lease_ttl
+        if (lease := shelf.take(lease_ttl)) is None:
+            lease = await self._wait_for_lease(shelf, timeout, priority, lease_ttl)
+            stage = {"queue": shelf.now() - started, "claim": 0.0}
+        else:
+            stage = {"queue": 0.0, "claim": shelf.now() - started}
+        lease.vm.timings = {**lease.vm.timings, **stage}
+        return lease
+
+    async def _wait_for_lease(
+        self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
+    ) -> Lease:
+        request = shelf.enqueue(priority, lease_ttl)
         self._kick.set()
         try:
             with anyio.move_on_after(timeout):
@@ -146,14 +163,11 @@ class VMPool:
                 request.lease.release_nowait()
             raise
         finally:
-            if not request.answered.is_set():
-                self._waiting.remove(request)
+            shelf.queue.remove(request)
         if request.error is not None:
             raise afresh(request.error)
         if request.lease is None:
-            raise PoolTimeout(self._why_late(timeout))
-        vm = request.lease.vm
-        vm.timings = {**vm.timings, "queue": time.monotonic() - started, "claim": 0.0}
+            raise PoolTimeout(self._why_late(shelf, timeout))
         return request.lease
 
     async def run(
@@ -170,141 +184,74 @@ class VMPool:
             return await vm.run(code, language=language, args=args, **options)
 
     async def wait_ready(self, size: int | None = None) -> None:
-        """Return when `size` VMs (by default `min_size`) are ready; raise the cause if they keep failing to start."""
-        size = self.config.min_size if size is None else size
-        while self._census().ready < size:
+        """Return when `size` VMs (by default every `min_size`) are ready; raise the cause if they fail to start."""
+        wanted = sum(low for _, low in self._wanted().values()) if size is None else size
+        while self.statistics().ready < wanted:
             if self._is_closing:
                 raise PoolClosed("the pool was closed while it was filling")
-            if self._failures >= FAILURES_UNTIL_BREAK and self._last_failure is not None:
-                raise afresh(self._last_failure)
+            for shelf in self._shelves.values():
+                if shelf.failures >= FAILURES_UNTIL_BREAK and shelf.last_failure is not None:
+                    raise afresh(shelf.last_failure)
             await self._changed.wait()
 
-    def statistics(self) -> PoolStatistics:
-        """Return the counters and the present state."""
-        census = self._census()
-        return replace(
-            self._count,
-            starting=census.starting,
-            ready=census.ready,
-            leased=census.leased,
-            ending=census.ending,
-            waiting=census.waiting,
-        )
+    def statistics(self, template: str | None = None) -> PoolStatistics:
+        """Return the counters and the present state, of one template or of all."""
+        shelves = self._shelves.values() if template is None else [self._shelves[template]]
+        return add_up((shelf.census(), shelf.count) for shelf in shelves)
 
-    # The owner task and its slots.
-
-    async def _own(self, source: VMSource) -> None:
+    async def _own(self) -> None:
         """Keep the pool filled until it closes. Every slot is a child of this task and ends before it does."""
+        shelves = list(self._shelves.values())
         try:
             async with anyio.create_task_group() as group:
                 while not self._is_closing:
                     self._kick = anyio.Event()
-                    pause = self._resume_at - time.monotonic()
-                    if pause <= 0:
-                        for _ in range(self._starts_due()):
-                            slot = Slot(self, next(self._numbers))
-                            self._slots.add(slot)
-                            self._add(created=1)
-                            group.start_soon(slot.live, source, self.config.ttl)
-                    with anyio.move_on_after(pause if pause > 0 else None):
+                    due = plan(
+                        [shelf.census() for shelf in shelves],
+                        max_size=self.config.max_size,
+                        concurrent_starts=self.config.concurrent_starts,
+                    )
+                    for shelf, starts, evictions in zip(shelves, due.starts, due.evictions, strict=True):
+                        for _ in range(starts):
+                            slot = self._new_slot(shelf)
+                            group.start_soon(slot.live, shelf.source)
+                        shelf.evict(evictions)
+                    with anyio.move_on_after(self._pause()):
                         await self._kick.wait()
                 self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
-                for slot in list(self._slots):
-                    slot.end()
+                for shelf in shelves:
+                    shelf.is_closing = True
+                    for slot in list(shelf.slots):
+                        slot.end("closed")
         finally:  # also when a defect of ours or of a source brings the owner down: nobody is left waiting
             self._is_closing = True
             self._refuse_all(PoolClosed("the pool has ended; `aclose` raises the cause if it failed"))
             self._tell()
 
-    def _starts_due(self) -> int:
-        config = self.config
-        return starts_due(
-            self._census(),
-            min_size=config.min_size,
-            max_size=config.max_size,
-            concurrent_starts=config.concurrent_starts,
-        )
+    def _new_slot(self, shelf: Shelf) -> Slot:
+        number = next(self._numbers)
+        slot = Slot(shelf, number, spread(self.config.ttl, number))
+        shelf.slots.add(slot)
+        shelf.count.created += 1
+        return slot
 
-    def on_ready(self, slot: Slot) -> None:
-        """A slot has a VM to offer: it goes to who waits longest, or to the warm set."""
-        slot.state = SlotState.READY
-        self._failures, self._last_failure, self._resume_at = 0, None, 0.0
-        if self._waiting and slot.is_claimable:  # with a tiny TTL it may have expired by now
-            self._waiting.popleft().grant(self._lend(slot, time.monotonic(), is_hit=False))
-        else:
-            self._ready.append(slot)
-        self._tell()
-
-    def on_ending(self, slot: Slot) -> None:
-        """A slot begins to destroy its VM. Told more than once, it counts once."""
-        if slot.state is SlotState.ENDING:
-            return
-        if slot.state is SlotState.LEASED:
-            self._add(lost=1) if slot.is_lost else self._add(released=1)
-        elif slot.state is SlotState.READY and not self._is_closing:
-            self._add(expired=1)
-        if slot in self._ready:
-            self._ready.remove(slot)
-        slot.state = SlotState.ENDING
-        self._tell()
-
-    def on_start_failed(self, error: SandboxError) -> None:
-        """A VM did not come up: try again, ever more slowly, and tell those who wait when it looks hopeless."""
-        self._failures += 1
-        self._last_failure = error
-        self._resume_at = time.monotonic() + back_off(self._failures)
-        if self._failures >= FAILURES_UNTIL_BREAK or isinstance(error, HostResources):
-            self._refuse_all(error)
-        self._add(failed_starts=1)
-
-    def on_gone(self, slot: Slot) -> None:
-        """A slot's VM is destroyed."""
-        self._slots.discard(slot)
-        self._add(destroyed=1)
-        self._tell()
-
-    def _lend(self, slot: Slot, started: float, *, is_hit: bool) -> Lease:
-        vm = slot.claim()
-        self._add(claimed=1, hits=int(is_hit))
-        self._kick.set()
-        vm.timings = {**vm.timings, "queue": 0.0, "claim": time.monotonic() - started}
-        log.debug("vm_claimed", vm=vm.name, hit=is_hit)
-        return Lease(slot, vm)
-
-    def _take_ready(self) -> Slot | None:
-        """Return the oldest ready slot that may be handed out; send the dead and the expired on their way."""
-        while self._ready:
-            slot = self._ready.popleft()
-            if slot.is_claimable:
-                return slot
-            slot.end()
-        return None
+    def _pause(self) -> float | None:
+        """Return seconds until a shelf may start VMs again; None if none backs off."""
+        pauses = [shelf.resume_at - shelf.now() for shelf in self._shelves.values()]
+        return min((pause for pause in pauses if pause > 0), default=None)
 
     def _refuse_all(self, error: SandboxError) -> None:
-        while self._waiting:
-            self._waiting.popleft().refuse(error)
+        for shelf in self._shelves.values():
+            shelf.queue.refuse_all(error)
 
-    def _why_late(self, timeout: float | None) -> str:
-        census = self._census()
+    def _why_late(self, shelf: Shelf, timeout: float | None) -> str:
+        state = self.statistics()
         said = f"no VM came free within {timeout:g} s" if timeout is not None else "no VM came free"
-        said += f": {census.leased} of at most {self.config.max_size} are leased, {census.starting} are starting"
-        if self._last_failure is not None:
-            said += f"; the last start failed: {self._last_failure}"
+        said += f": {state.leased} of at most {self.config.max_size} are leased, {state.starting} are starting"
+        said += f", {len(shelf.queue)} more callers wait"
+        if shelf.last_failure is not None:
+            said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
-
-    def _census(self) -> Census:
-        states = [slot.state for slot in self._slots]
-        return Census(
-            starting=states.count(SlotState.STARTING),
-            ready=states.count(SlotState.READY),
-            leased=states.count(SlotState.LEASED),
-            ending=states.count(SlotState.ENDING),
-            waiting=len(self._waiting),
-        )
-
-    def _add(self, **increments: int) -> None:
-        changes = {name: getattr(self._count, name) + by for name, by in increments.items()}
-        self._count = replace(self._count, **changes)
 
     def _tell(self) -> None:
         self._kick.set()

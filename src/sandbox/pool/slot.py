@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,11 @@ import anyio
 
 from sandbox.errors import SandboxError, StartError
 from sandbox.log import log
+from sandbox.pool.lease import Lease
 from sandbox.vm import VM, VMSource
 
 if TYPE_CHECKING:
-    from sandbox.pool.pool import VMPool
+    from sandbox.pool.shelf import Shelf
 
 
 class SlotState(StrEnum):
@@ -26,22 +26,27 @@ class SlotState(StrEnum):
 class Slot:
     """Owns one VM. Callers never get it: they get leased access that ends with the slot."""
 
-    def __init__(self, pool: VMPool, number: int) -> None:
+    def __init__(self, shelf: Shelf, number: int, ttl: float) -> None:
         self.state = SlotState.STARTING
+        self.number = number
         self.vm: VM | None = None
         self.is_lost = False
+        self.over = anyio.Event()
         self.gone = anyio.Event()
-        self._pool = pool
-        self._number = number
+        self.why = "released"
+        self.now = shelf.now
+        self._shelf = shelf
+        self._ttl = ttl
+        self._started = self.now()
         self._expires = 0.0
-        self._claimed_or_over = anyio.Event()
-        self._over = anyio.Event()
+        self._lease: Lease | None = None
+        self._news = anyio.Event()
         self._scope = anyio.CancelScope()
 
     def __repr__(self) -> str:
-        return f"<Slot {self._number} {self.state}>"
+        return f"<Slot {self.number} {self.state}>"
 
-    async def live(self, source: VMSource, ttl: float) -> None:
+    async def live(self, source: VMSource) -> None:
         """Start a VM, offer it, serve at most one lease, destroy it. Ends only when the VM is gone."""
         was_offered = False
         try:
@@ -49,56 +54,90 @@ class Slot:
                 async with source.lease() as vm:
                     try:
                         self.vm = vm
-                        self._expires = time.monotonic() + ttl
+                        now = self.now()
+                        self._expires = now + self._ttl
                         vm.call_when_lost(self._on_lost)
                         if self.is_lost:
                             raise StartError(f"{vm.name} died before it could be lent")
                         was_offered = True
-                        self._pool.on_ready(self)
-                        with anyio.move_on_after(ttl):
-                            await self._claimed_or_over.wait()
-                        if self.state is SlotState.LEASED:
-                            await self._over.wait()
+                        self._shelf.on_ready(self, now - self._started)
+                        await self._stay()
                     finally:
-                        self._pool.on_ending(self)
+                        self._shelf.on_ending(self)
         except SandboxError as error:
             if was_offered:
-                log.error("vm_end_failed", slot=self._number, error=str(error))
+                log.error("vm_end_failed", slot=self.number, error=str(error))
             else:
-                log.warning("vm_start_failed", slot=self._number, error=str(error))
-                self._pool.on_start_failed(error)
+                log.warning("vm_start_failed", slot=self.number, error=str(error))
+                self._shelf.on_start_failed(error)
         finally:
+            self.over.set()
             self.gone.set()
-            self._pool.on_gone(self)
+            self._shelf.on_gone(self)
+
+    async def _stay(self) -> None:
+        """Wait until the VM is to be destroyed: too old, released, lease run out, idle for too long, or lost."""
+        while not self.over.is_set():
+            self._news = anyio.Event()
+            pause = self._pause()
+            if pause is not None and pause <= 0:
+                self.end("expired")
+                return
+            with anyio.move_on_after(pause):
+                await self._news.wait()
+
+    def _pause(self) -> float | None:
+        """Return seconds until something may be due; None if nothing will be."""
+        now = self.now()
+        if self._lease is None:
+            return self._expires - now
+        assert self.vm is not None
+        left = self._lease.left
+        if (allowed := self._shelf.idle_lease_timeout) is not None:
+            idle = allowed - self.vm.idle_seconds
+            left = idle if left is None else min(left, idle)
+        return left
+
+    @property
+    def is_over(self) -> bool:
+        return self.over.is_set()
 
     @property
     def is_claimable(self) -> bool:
         """Whether the VM may be handed out now: ready, alive, and younger than its time to live."""
         return (
             self.state is SlotState.READY
-            and not self._over.is_set()
+            and not self.over.is_set()
             and self.vm is not None
             and self.vm.is_alive
-            and time.monotonic() < self._expires
+            and self.now() < self._expires
         )
 
-    def claim(self) -> VM:
+    def claim(self, lease_ttl: float | None) -> Lease:
         """Hand the VM to a lease. Synchronous: there is no instant at which nobody owns it."""
         assert self.is_claimable
         assert self.vm is not None
         self.state = SlotState.LEASED
-        self._claimed_or_over.set()
-        return self.vm
+        self._lease = Lease(self, self.vm, lease_ttl)
+        self.look_again()
+        return self._lease
 
-    def end(self) -> None:
+    def look_again(self) -> None:
+        """Have the slot look at its deadlines anew."""
+        self._news.set()
+
+    def end(self, why: str = "released") -> None:
         """Let the slot proceed to the destruction of its VM. May be called at any time and any number of times."""
+        if self.over.is_set():
+            return
+        self.why = why
         if self.state is SlotState.STARTING:
             self._scope.cancel()
         else:
-            self._pool.on_ending(self)
-        self._over.set()
-        self._claimed_or_over.set()
+            self._shelf.on_ending(self)
+        self.over.set()
+        self._news.set()
 
     def _on_lost(self) -> None:
         self.is_lost = True
-        self.end()
+        self.end("lost")

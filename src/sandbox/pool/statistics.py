@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sandbox.pool.policy import Census
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened on one shelf since the pool was opened."""
+
+    created: int = 0
+    destroyed: int = 0
+    failed_starts: int = 0
+    expired: int = 0
+    claimed: int = 0
+    hits: int = 0
+    released: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +34,34 @@ class PoolStatistics:
     leased: int
     ending: int
     waiting: int
+    target: int
+    """So many should be ready."""
     created: int
     destroyed: int
     failed_starts: int
     """Of `destroyed`, those that never became ready."""
     expired: int
-    """Of `destroyed`, those that were ready but older than the time to live, or dead."""
+    """Of `destroyed`, those that were ready, but too old, dead, or in the way of another template's callers."""
     claimed: int
     hits: int
     """Claims that were served at once by a ready VM."""
     released: int
+    """Leases that ended by release, time to live, or idleness."""
     lost: int
     """Leases whose VM died before they were released."""
+
+
+def add_up(shelves: Iterable[tuple[Census, Counters]]) -> PoolStatistics:
+    """Return the sums over all shelves."""
+    pairs = list(shelves)
+
+    def states(name: str) -> int:
+        return sum(getattr(census, name) for census, _ in pairs)
+
+    def events(name: str) -> int:
+        return sum(getattr(count, name) for _, count in pairs)
+
+    return PoolStatistics(
+        **{name: states(name) for name in ("starting", "ready", "leased", "ending", "waiting", "target")},
+        **{name: events(name) for name in Counters.__slots__},
+    )

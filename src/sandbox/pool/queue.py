@@ -1,0 +1,68 @@
+"""Callers that wait for a VM, in the order in which they are served."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import count
+
+import anyio
+
+from sandbox.errors import PoolBusy, SandboxError
+from sandbox.pool.lease import Lease
+
+_numbers = count()
+
+
+class Request:
+    """One caller. Filled, once, by whoever has a VM or a reason why there is none."""
+
+    def __init__(self, seniority: float, lease_ttl: float | None = None) -> None:
+        self.key = (seniority, next(_numbers))
+        self.lease_ttl = lease_ttl
+        self.answered = anyio.Event()
+        self.lease: Lease | None = None
+        self.error: SandboxError | None = None
+
+    def grant(self, lease: Lease) -> None:
+        self.lease = lease
+        self.answered.set()
+
+    def refuse(self, error: SandboxError) -> None:
+        self.error = error
+        self.answered.set()
+
+
+class Queue:
+    """A bounded queue by seniority; first come, first served among equals."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def put(self, request: Request) -> None:
+        """Take a request; raise `PoolBusy` when too many wait already."""
+        if len(self._requests) >= self._max_waiting:
+            raise PoolBusy(f"{self._max_waiting} callers wait already, which is max_waiting; try again later")
+        insort(self._requests, request, key=_key)
+
+    def pop(self) -> Request:
+        """Return the most senior request."""
+        return self._requests.pop(0)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, if it is still in."""
+        index = bisect_left(self._requests, request.key, key=_key)
+        if index < len(self._requests) and self._requests[index] is request:
+            del self._requests[index]
+
+    def refuse_all(self, error: SandboxError) -> None:
+        requests, self._requests = self._requests, []
+        for request in requests:
+            request.refuse(error)
+
+
+def _key(request: Request) -> tuple[float, int]:
+    return request.key

@@ -1,0 +1,147 @@
+"""One template's part of a pool: its warm set, its queue of callers, and how its starts have gone of late."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from sandbox.config import PoolConfig
+from sandbox.errors import HostResources, SandboxError, afresh
+from sandbox.log import log
+from sandbox.pool.lease import Lease
+from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready
+from sandbox.pool.queue import Queue, Request
+from sandbox.pool.slot import Slot, SlotState
+from sandbox.pool.statistics import Counters
+from sandbox.vm import VMSource
+
+_SMOOTHING = 0.3
+
+
+class Shelf:
+    """Holds the slots of one template. Everything here is synchronous; the pool's owner task starts the slots."""
+
+    def __init__(
+        self,
+        source: VMSource,
+        min_size: int,
+        config: PoolConfig,
+        *,
+        now: Callable[[], float],
+        tell: Callable[[], None],
+    ) -> None:
+        self.now = now
+        self.source = source
+        self.slots: set[Slot] = set()
+        self.ready: deque[Slot] = deque()
+        self.queue = Queue(config.max_waiting)
+        self.count = Counters()
+        self.failures = 0
+        self.last_failure: SandboxError | None = None
+        self.resume_at = 0.0
+        self.is_closing = False
+        self._min_size = min_size
+        self._config = config
+        self._tell = tell
+        self._claims = Rate()
+        self._start_seconds = 0.0
+
+    @property
+    def idle_lease_timeout(self) -> float | None:
+        return self._config.idle_lease_timeout
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether starts have failed so often that whoever asks is told the cause at once."""
+        return self.last_failure is not None and self.now() < self.resume_at
+
+    def census(self) -> Census:
+        states = [slot.state for slot in self.slots]
+        now = self.now()
+        rate = self._claims.per_second(now)
+        return Census(
+            starting=states.count(SlotState.STARTING),
+            ready=states.count(SlotState.READY),
+            leased=states.count(SlotState.LEASED),
+            ending=states.count(SlotState.ENDING),
+            waiting=len(self.queue),
+            target=target_ready(self._min_size, self._config.max_ready or 0, rate, self._start_seconds),
+            may_start=now >= self.resume_at,
+        )
+
+    def take(self, lease_ttl: float | None) -> Lease | None:
+        """Return a lease on the oldest ready VM, if one may be handed out at once and nobody waits before."""
+        self._claims.add(self.now())
+        while self.ready and not self.queue:
+            slot = self.ready.popleft()
+            if slot.is_claimable:
+                self.count.hits += 1
+                return self._lend(slot, lease_ttl)
+            slot.end("expired")
+        return None
+
+    def enqueue(self, priority: int, lease_ttl: float | None) -> Request:
+        """Put a caller in the queue; raise the cause when starts keep failing, `PoolBusy` when too many wait."""
+        if self.is_broken and self.last_failure is not None:
+            raise afresh(self.last_failure)
+        key = seniority(self.now(), priority, self._config.priority_seconds)
+        request = Request(key, lease_ttl)
+        self.queue.put(request)
+        return request
+
+    def evict(self, count: int) -> None:
+        """Destroy ready VMs, the oldest first: another template's callers need the room."""
+        for slot in list(self.ready)[:count]:
+            slot.end("evicted")
+
+    # What slots tell.
+
+    def on_ready(self, slot: Slot, seconds: float) -> None:
+        """A slot has a VM to offer: it goes to who waits longest, or to the warm set."""
+        slot.state = SlotState.READY
+        self.failures, self.last_failure, self.resume_at = 0, None, 0.0
+        self._start_seconds += (seconds - self._start_seconds) * (_SMOOTHING if self._start_seconds else 1.0)
+        if self.queue and slot.is_claimable:  # with a tiny TTL it may have expired by now
+            request = self.queue.pop()
+            request.grant(self._lend(slot, request.lease_ttl))
+        else:
+            self.ready.append(slot)
+        self._tell()
+
+    def on_ending(self, slot: Slot) -> None:
+        """A slot begins to destroy its VM. Told more than once, it counts once."""
+        if slot.state is SlotState.ENDING:
+            return
+        if slot.state is SlotState.LEASED:
+            if slot.is_lost:
+                self.count.lost += 1
+            else:
+                self.count.released += 1
+        elif slot.state is SlotState.READY and not self.is_closing:
+            self.count.expired += 1
+        if slot in self.ready:
+            self.ready.remove(slot)
+        slot.state = SlotState.ENDING
+        self._tell()
+
+    def on_start_failed(self, error: SandboxError) -> None:
+        """A VM did not come up: try again, ever more slowly, and tell those who wait when it looks hopeless."""
+        self.failures += 1
+        self.last_failure = error
+        self.resume_at = self.now() + back_off(self.failures)
+        if self.failures >= FAILURES_UNTIL_BREAK or isinstance(error, HostResources):
+            self.queue.refuse_all(error)
+        self.count.failed_starts += 1
+
+    def on_gone(self, slot: Slot) -> None:
+        """A slot's VM is destroyed."""
+        self.slots.discard(slot)
+        self.count.destroyed += 1
+        self._tell()
+
+    def _lend(self, slot: Slot, lease_ttl: float | None) -> Lease:
+        lease = slot.claim(lease_ttl)
+        self.count.claimed += 1
+        log.debug("vm_claimed", vm=lease.vm.name, lease=lease.token)
+        self._tell()
+        return lease

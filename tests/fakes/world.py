@@ -1,0 +1,75 @@
+"""A world of VMs that are only counted: what a pool sees of a hypervisor, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+
+import anyio
+
+from sandbox.errors import StartError
+
+
+class FakeVM:
+    """As much of a VM as a pool looks at."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_alive = True
+        self.timings: Mapping[str, float] = {}
+        self.times_leased = 0
+        self.used_at = anyio.current_time()
+        self._on_lost: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<FakeVM {self.name} {'alive' if self.is_alive else 'dead'}>"
+
+    @property
+    def idle_seconds(self) -> float:
+        return anyio.current_time() - self.used_at
+
+    def call_when_lost(self, callback: Callable[[], None]) -> None:
+        if self.is_alive:
+            self._on_lost.append(callback)
+        else:
+            callback()
+
+    def die(self) -> None:
+        """End as a QEMU that was killed: everybody is told at once."""
+        self.is_alive = False
+        callbacks, self._on_lost = self._on_lost, []
+        for callback in callbacks:
+            callback()
+
+
+class FakeWorld:
+    """A source of such VMs that knows which exist. Starts may be made to fail."""
+
+    def __init__(self, *, start_seconds: float = 0.2, end_seconds: float = 0.02) -> None:
+        self.start_seconds = start_seconds
+        self.end_seconds = end_seconds
+        self.fail_next = 0
+        self.alive: set[FakeVM] = set()
+        self.started = 0
+        self.most_alive = 0
+        self._numbers = count(1)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[FakeVM]:
+        """Give one VM for the length of the context."""
+        self.started += 1
+        await anyio.sleep(self.start_seconds)
+        if self.fail_next > 0:
+            self.fail_next -= 1
+            raise StartError("the world lets this start fail")
+        vm = FakeVM(f"fake-{next(self._numbers)}")
+        self.alive.add(vm)
+        self.most_alive = max(self.most_alive, len(self.alive))
+        try:
+            yield vm
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(self.end_seconds)
+            vm.is_alive = False
+            self.alive.discard(vm)
