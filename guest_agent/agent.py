@@ -25,6 +25,7 @@ from identity import Identity
 from wire import Kind
 
 AGENT_VERSION = 2
+_REAPED_AT_ONCE = 500  # then the host is heard again, however fast processes die
 
 
 class Agent:
@@ -40,6 +41,7 @@ class Agent:
         self.epoch = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel drops what its init does not handle
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self.selector.register(self._wake_read, selectors.EVENT_READ, self.reap)
 
@@ -98,7 +100,7 @@ class Agent:
             os.read(self._wake_read, 4096)
         except BlockingIOError:
             pass
-        while True:
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
@@ -107,6 +109,10 @@ class Agent:
                 return
             if (execution := self.children.pop(pid, None)) is not None:
                 execution.exited(status, usage)
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:  # so full that it wakes us anyway
+            pass
 
 
 def main():

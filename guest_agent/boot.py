@@ -27,7 +27,7 @@ def mount(source, target, kind, flags=0, options=""):
 
 def mount_everything():
     mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "mode=620,ptmxmode=666")
-    mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
+    mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=25%")
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "favordynmods")
     cgroup.prepare()
@@ -37,10 +37,11 @@ def mount_everything():
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")
-    # Both ids are values that all clones of a snapshot would share: they live in files that the host's word fills.
+    # All clones of a snapshot would share these values: they live in files that the host's word fills.
     for file, target, length in (
         (identity.BOOT_ID_FILE, identity.BOOT_ID, 36),
         (identity.MACHINE_ID_FILE, identity.MACHINE_ID, 32),
+        (identity.HOSTS_FILE, identity.HOSTS, 0),
     ):
         with open(file, "w") as stream:
             stream.write("0" * length + "\n")

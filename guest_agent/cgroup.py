@@ -85,9 +85,9 @@ class Group:
 
 
 def restock():
-    """Have one empty group ready, and try again to remove those that background processes lived on in."""
-    for path in list(_left_over):
-        _try_remove(path)
+    """Have one empty group ready, and try again to remove one that background processes lived on in."""
+    if _left_over:
+        _try_remove(_left_over.pop(0))
     if not _stock:
         path = f"{USER}/e{next(_numbers)}"
         os.mkdir(path)
@@ -102,11 +102,7 @@ def _try_remove(path):
     except FileNotFoundError:
         pass
     except OSError:
-        if path not in _left_over:
-            _left_over.append(path)
-        return
-    if path in _left_over:
-        _left_over.remove(path)
+        _left_over.append(path)
 
 
 def _write(path, text):

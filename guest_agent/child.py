@@ -49,6 +49,8 @@ class Become(BaseException):
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        waits = self._request["op"] == "interpreter"  # an interrupt that comes before its first cell must not end it
+        signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
         self._group.enter()
         os.setsid()
         for target, fd in enumerate(self._stdio):

@@ -1,7 +1,9 @@
 """A server's end of its control streams: requests in, answers out, one after another."""
 
+import errno
 import fcntl
 import os
+import select
 
 import message
 from message import Tag
@@ -22,6 +24,10 @@ class Control:
         length, tag = message.decode_header(_read(message.HEADER_BYTES))
         return tag, _read(length)
 
+    def is_asked(self):
+        """Return whether something has come that nobody has received."""
+        return bool(select.select([ASK], [], [], 0)[0])
+
     def receive_into(self, fd):
         """Move the next piece of content into a file and return True; return False at its end.
 
@@ -30,19 +36,20 @@ class Control:
         length, tag = message.decode_header(_read(message.HEADER_BYTES))
         if tag is Tag.END:
             return False
-        try:
-            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
-                body, length = _read(length), 0
-                while body:
-                    body = body[os.write(fd, body) :]
-            while length:
-                moved = os.splice(ASK, fd, length)
-                if not moved:
-                    raise EOFError
-                length -= moved
-        except OSError:
-            _read(length)  # the rest of a piece that could not be written
-            raise
+        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+            try:
+                while length:
+                    moved = os.splice(ASK, fd, length)
+                    if not moved:
+                        raise EOFError
+                    length -= moved
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # that is a file of the kernel's, which takes writes only
+                    _read(length)  # the rest of a piece that could not be written
+                    raise
+        body = _read(length)
+        while body:
+            body = body[os.write(fd, body) :]
         return True
 
     def requests(self):

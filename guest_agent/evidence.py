@@ -5,6 +5,7 @@ import os
 _KMSG = "/dev/kmsg"
 _MARKS = ("Out of memory", "oom-kill", "Killed process")
 _LINE_CHARACTERS = 300
+_MOST_RECORDS = 5000  # root in the guest may write faster than we read
 
 _log = None
 
@@ -31,7 +32,7 @@ def collect(group, oom_kills):
 
 def _last_kill():
     last = ""
-    while True:
+    for _ in range(_MOST_RECORDS):
         try:
             record = os.read(_log, 8192).decode("utf-8", "replace")
         except BlockingIOError:
@@ -41,3 +42,4 @@ def _last_kill():
         line = record.partition(";")[2].partition("\n")[0]
         if any(mark in line for mark in _MARKS):
             last = line[:_LINE_CHARACTERS]
+    return last

@@ -11,6 +11,9 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 BOOT_ID_FILE = "/run/boot_id"
 MACHINE_ID = "/etc/machine-id"
 MACHINE_ID_FILE = "/run/machine-id"
+HOSTS = "/etc/hosts"
+HOSTS_FILE = "/run/hosts"
+_HOSTS_TEXT = b"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 %-63b\n"
 HOSTNAME_PROC = "/proc/sys/kernel/hostname"
 
 _RNDADDENTROPY = 0x40085203
@@ -26,6 +29,7 @@ class Identity:
         self._hostname = os.open(HOSTNAME_PROC, os.O_RDWR | os.O_CLOEXEC)
         self._machine_id = os.open(MACHINE_ID_FILE, os.O_RDWR | os.O_CLOEXEC)
         self._boot_id = os.open(BOOT_ID_FILE, os.O_RDWR | os.O_CLOEXEC)
+        self._hosts = os.open(HOSTS_FILE, os.O_RDWR | os.O_CLOEXEC)
 
     def apply(self, payload):
         """Take the host's entropy, clock and names; return the proof over the names that are then in force.
@@ -38,6 +42,7 @@ class Identity:
         fcntl.ioctl(self._random, _RNDRESEEDCRNG)
         time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
         os.pwrite(self._hostname, hostname.rstrip(b"\0"), 0)
+        os.pwrite(self._hosts, _HOSTS_TEXT % hostname.rstrip(b"\0"), 0)
         os.pwrite(self._machine_id, machine_id, 0)
         os.pwrite(self._boot_id, boot_id, 0)
         return wire.proof(

@@ -7,24 +7,13 @@ import linecache
 import os
 import signal
 import sys
-import traceback
 import types
 
+import bundle
 import script
 from control import Control
 
 _CO_COROUTINE = 0x80
-_ANSWER_CHARACTERS = 8 * 1024 * 1024
-_REPRESENTATIONS = {
-    "text/html": "_repr_html_",
-    "text/markdown": "_repr_markdown_",
-    "text/latex": "_repr_latex_",
-    "image/svg+xml": "_repr_svg_",
-    "image/png": "_repr_png_",
-    "image/jpeg": "_repr_jpeg_",
-    "application/json": "_repr_json_",
-    "application/javascript": "_repr_javascript_",
-}
 
 
 def serve():
@@ -37,46 +26,68 @@ def serve():
     sys.modules["__main__"] = main
     sys.argv = [""]
     sys.path.insert(0, "")
-    cells = _Cells(main.__dict__)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cells = _Cells(main.__dict__, control)
     for request in control.requests():
-        control.send_json(cells.run(request["code"], request["number"]))
+        if "code" in request:  # else it is an interrupt, whose cell has ended
+            control.send_json(cells.run(request["code"], request["number"]))
     return script.finalize(0)
 
 
 class _Cells:
-    def __init__(self, namespace):
+    def __init__(self, namespace, control):
         self._namespace = namespace
+        self._control = control
+        self._pid = os.getpid()
+        self._runs = False
         self._displayed = []
+        self._left_out = 0
         self._loop = None
         builtins.display = self._display
+        self._take_interrupts()
+
+    def _take_interrupts(self):
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, _number, _frame):
+        """Between cells there is nothing to interrupt."""
+        if self._runs:
+            raise KeyboardInterrupt
 
     def _display(self, *values):
         """Show values as notebooks do: each as a bundle of representations."""
-        self._displayed += [_bundle(value) for value in values]
+        for value in values:
+            if len(self._displayed) < bundle.MOST_DISPLAYED:
+                self._displayed.append(bundle.bundle(value))
+            else:
+                self._left_out += 1
 
     def run(self, code, number):
-        self._displayed = []
+        self._displayed, self._left_out = [], 0
         answer = {"number": number}
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for step in (lambda: self._show(answer, code, number), self._display_figures):
             try:
-                value = self._evaluate(code, f"<cell {number}>")
-                if value is not None:
-                    self._namespace["_"] = value
-                    answer["value"] = _bundle(value)
-                self._display_figures()
-            finally:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-        except BaseException as error:
-            answer["error"] = _describe(error)
+                self._take_interrupts()  # the code of a cell may have set another handler
+                self._runs = True
+                if self._control.is_asked():  # an interrupt that came before the cell began
+                    raise KeyboardInterrupt
+                step()
+                self._runs = False
+            except BaseException as error:
+                self._runs = False
+                answer.setdefault("error", bundle.describe(error))
+        self._flush()
+        if os.getpid() != self._pid:
+            self._end_fork(answer)
+        if self._left_out:
+            self._displayed.append({"text/plain": f"<{self._left_out} more were left out>"})
         answer["displayed"] = self._displayed
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                pass
-        return _fit(answer)
+        return bundle.fit(answer)
+
+    def _show(self, answer, code, number):
+        value = self._evaluate(code, f"<cell {number}>")
+        if value is not None:
+            self._namespace["_"] = value
+            answer["value"] = bundle.bundle(value)
 
     def _evaluate(self, code, name):
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -91,70 +102,49 @@ class _Cells:
 
     def _execute(self, compiled):
         value = eval(compiled, self._namespace)
-        if compiled.co_flags & _CO_COROUTINE:
-            import asyncio  # noqa: PLC0415 - most never need it
+        return self._await(value) if compiled.co_flags & _CO_COROUTINE else value
 
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-            value = self._loop.run_until_complete(value)
-        return value
+    def _await(self, coroutine):
+        """Run it to its end; when interrupted, let it clean up, so that nothing of it goes on in the next cell."""
+        import asyncio  # noqa: PLC0415 - most never need it
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():
+                task.cancel()
+                self._loop.run_until_complete(asyncio.wait([task]))
+            if not task.cancelled():
+                task.exception()  # so that nobody complains that it was not asked for
+            raise
 
     def _display_figures(self):
         pyplot = sys.modules.get("matplotlib.pyplot")
-        if pyplot is None:
+        if pyplot is None or not pyplot.get_fignums():
             return
         import io  # noqa: PLC0415 - most never need it
 
-        for number in pyplot.get_fignums():
-            image = io.BytesIO()
-            pyplot.figure(number).savefig(image, format="png", bbox_inches="tight")
-            self._displayed.append({"image/png": base64.b64encode(image.getvalue()).decode(), "text/plain": "<Figure>"})
-        pyplot.close("all")
+        try:
+            for number in pyplot.get_fignums():
+                image = io.BytesIO()
+                pyplot.figure(number).savefig(image, format="png", bbox_inches="tight")
+                png = base64.b64encode(image.getvalue()).decode()
+                self._displayed.append({"image/png": png, "text/plain": "<Figure>"})
+        finally:
+            pyplot.close("all")
 
-
-def _bundle(value):
-    """Return every representation that a value offers, by MIME type; binary ones in base64."""
-    bundle = {}
-    offered = getattr(type(value), "_repr_mimebundle_", None)
-    if offered is not None:
-        found = offered(value)
-        bundle.update(found[0] if isinstance(found, tuple) else found or {})
-    for kind, method in _REPRESENTATIONS.items():
-        represent = getattr(type(value), method, None)
-        if represent is not None and kind not in bundle:
+    def _flush(self):
+        for stream in (sys.stdout, sys.stderr):
             try:
-                found = represent(value)
-            except Exception:  # a value may offer what it cannot do; its plain text remains
-                continue
-            if found is not None:
-                bundle[kind] = found[0] if isinstance(found, tuple) else found
-    if "text/plain" not in bundle:
-        bundle["text/plain"] = repr(value)
-    return {kind: base64.b64encode(data).decode() if isinstance(data, bytes) else data for kind, data in bundle.items()}
+                stream.flush()
+            except Exception:  # closed, or replaced by the cell
+                pass
 
-
-def _describe(error):
-    """Return name, text and trace of an error; the trace begins in the cell."""
-    trace = error.__traceback__
-    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
-        trace = trace.tb_next
-    lines = traceback.format_exception(type(error), error, trace)
-    try:
-        text = str(error)
-    except Exception:
-        text = "<the error has no text>"
-    return {"name": type(error).__name__, "text": text, "traceback": "".join(lines)}
-
-
-def _fit(answer):
-    """Cut what is too large to send, and say so, rather than lose all."""
-    size = 0
-    for bundle in [answer.get("value") or {}, *answer["displayed"]]:
-        for kind, data in list(bundle.items()):
-            size += len(data) if isinstance(data, str) else len(repr(data))
-            if size > _ANSWER_CHARACTERS:
-                bundle[kind] = f"<{kind} left out: the answer would exceed {_ANSWER_CHARACTERS} characters>"
-    if "error" in answer:
-        for key in ("text", "traceback"):
-            answer["error"][key] = answer["error"][key][-1_000_000:]
-    return answer
+    def _end_fork(self, answer):
+        """A child that the cell forked has come to the cell's end: only its parent answers."""
+        if "error" in answer:
+            os.write(2, answer["error"]["traceback"].encode(errors="backslashreplace"))
+        os._exit(1 if "error" in answer else 0)

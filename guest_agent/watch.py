@@ -4,7 +4,6 @@ import ctypes
 import os
 import select
 import signal
-import stat
 import struct
 
 from control import ASK, Control
@@ -15,6 +14,7 @@ _CREATE, _DELETE, _MODIFY, _CLOSE_WRITE = 0x100, 0x200, 0x2, 0x8
 _MOVED_FROM, _MOVED_TO, _ATTRIB, _DELETE_SELF = 0x40, 0x80, 0x4, 0x400
 _OVERFLOW, _IGNORED, _IS_DIRECTORY = 0x4000, 0x8000, 0x40000000
 _ALL = _CREATE | _DELETE | _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _ATTRIB | _DELETE_SELF
+_EVENTS_EACH = 500  # paths may be long, a message may not
 _NAMES = {
     _CREATE: "created",
     _MOVED_TO: "created",
@@ -44,34 +44,67 @@ def serve():
         events = watcher.wait()
         if events is None:
             return 0
-        if events:
-            control.send_json({"events": events})
+        for start in range(0, len(events), _EVENTS_EACH):
+            control.send_json({"events": events[start : start + _EVENTS_EACH]})
+
+
+_UNSEEN = (FileNotFoundError, NotADirectoryError, PermissionError)  # gone again, or not to be looked into
 
 
 class _Watcher:
+    """Knows each watched directory by the kernel's number for it, and where it lies below the top."""
+
     def __init__(self, top, recursive):
         self._fd = _libc.inotify_init1(os.O_CLOEXEC)
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._paths = {}
+            _refuse()
+        self._top = top
+        self._places = {}
         self._recursive = recursive
-        self._add(top, "")
+        self._watch("")
+        if recursive and os.path.isdir(top):
+            self._watch_below("")
 
-    def _add(self, path, relative):
-        number = _libc.inotify_add_watch(self._fd, os.fsencode(path), _ALL)
+    def _path(self, relative):
+        return os.path.join(self._top, relative) if relative else self._top
+
+    def _watch(self, relative):
+        number = _libc.inotify_add_watch(self._fd, os.fsencode(self._path(relative)), _ALL)
         if number < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._paths[number] = (path, relative)
-        if self._recursive and stat.S_ISDIR(os.lstat(path).st_mode):
-            for entry in os.scandir(path):
-                if entry.is_dir(follow_symlinks=False):
-                    self._add_quietly(entry.path, os.path.join(relative, entry.name))
+            _refuse()
+        self._places[number] = relative
 
-    def _add_quietly(self, path, relative):
+    def _watch_below(self, relative):
+        """Watch all directories below one; return what was found there. Who may not look into one is not told of it."""
+        found, pending = [], [relative]
+        while pending:
+            above = pending.pop()
+            try:
+                with os.scandir(self._path(above)) as listing:
+                    entries = list(listing)
+            except _UNSEEN:
+                continue
+            for entry in entries:
+                below = os.path.join(above, entry.name)
+                is_directory = entry.is_dir(follow_symlinks=False)
+                found.append(_event("created", below, is_directory))
+                if is_directory and self._watch_if_there(below):
+                    pending.append(below)
+        return found
+
+    def _watch_if_there(self, relative):
         try:
-            self._add(path, relative)
-        except OSError:  # it is gone again
-            pass
+            self._watch(relative)
+        except _UNSEEN:
+            return False
+        return True
+
+    def _forget_below(self, relative):
+        """What was moved away is not watched under its old name."""
+        for number, place in list(self._places.items()):
+            if place == relative or place.startswith(relative + os.sep):
+                del self._places[number]
+                _libc.inotify_rm_watch(self._fd, number)
 
     def wait(self):
         """Return the next events; None when the host is gone."""
@@ -91,16 +124,37 @@ class _Watcher:
 
     def _translate(self, number, mask, name):
         if mask & _OVERFLOW:
-            return [{"type": "overflow", "path": "", "is_directory": False}]
-        if mask & _IGNORED or number not in self._paths:
-            self._paths.pop(number, None)
+            return [_event("overflow", "", False)]
+        if mask & _IGNORED or number not in self._places:
+            self._places.pop(number, None)
             return []
-        path, relative = self._paths[number]
-        is_directory = bool(mask & _IS_DIRECTORY)
-        if is_directory and self._recursive and mask & (_CREATE | _MOVED_TO):
-            self._add_quietly(os.path.join(path, name), os.path.join(relative, name))
+        relative = self._places[number]
         if mask & _DELETE_SELF and relative:  # its parent reports it too
             return []
-        kind = next((said for bit, said in _NAMES.items() if mask & bit), None)
         where = os.path.join(relative, name) if name else relative
-        return [{"type": kind, "path": where, "is_directory": is_directory}] if kind else []
+        is_directory = bool(mask & _IS_DIRECTORY)
+        kind = next((said for bit, said in _NAMES.items() if mask & bit), None)
+        events = [_event(kind, where, is_directory)] if kind else []
+        if is_directory and self._recursive and name:
+            events += self._follow(mask, where)
+        return events
+
+    def _follow(self, mask, where):
+        """Watch a directory that has come, with what came into it before; let one go that was moved away."""
+        if mask & _MOVED_FROM:
+            self._forget_below(where)
+        if not mask & (_CREATE | _MOVED_TO):
+            return []
+        try:
+            return self._watch_below(where) if self._watch_if_there(where) else []
+        except OSError:  # there are as many watches as the kernel allows: from now on changes are missed
+            return [_event("overflow", where, True)]
+
+
+def _event(kind, where, is_directory):
+    return {"type": kind, "path": where, "is_directory": is_directory}
+
+
+def _refuse():
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

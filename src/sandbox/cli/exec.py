@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import anyio
-
-from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND
-from sandbox.cli.run import report, run
+from sandbox.cli.environment import variables
+from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
+from sandbox.cli.run import printable, report, run
+from sandbox.cli.streams import pass_on, raw_terminal, standard_input, terminal_size
+from sandbox.cli.transfer import Transfer, get, parse_get, parse_put, put
 from sandbox.config import TemplateConfig
 from sandbox.errors import ConfigError, GuestLost, SandboxError
-from sandbox.guest.events import StreamName
+from sandbox.guest.execution import Status
 from sandbox.guest.request import CAPTURE_BYTES
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
+from sandbox.vm import VM
 
-_PIPE_BYTES = 4096
+LANGUAGES = {".py": "python", ".sh": "bash", ".js": "node"}
+_ID = "main"
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
 _KINDS = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
 
@@ -35,51 +37,121 @@ class ExecRequest:
     code: str | None
     args: list[str]
     timeout: float | None
+    idle_timeout: float | None
     env: list[str]
+    env_file: list[Path]
     memory: str
     image: str
+    language: str | None
+    cwd: str | None
+    user: str | None
+    pty: bool
+    put: list[str]
+    get: list[str]
     as_json: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The same, checked and loaded."""
+
+    code: str
+    name: str
+    language: str
+    env: dict[str, str]
+    config: TemplateConfig
+    put: list[Transfer]
+    get: list[Transfer]
 
 
 def run_exec(request: ExecRequest) -> int:
     """Run the request and return the exit code."""
     try:
-        code, name = _load(request)
-        env = dict(_variable(text) for text in request.env)
-        config = TemplateConfig(image=request.image, memory_mib=_memory_mib(request.memory))
-        if request.timeout is not None and request.timeout <= 0:
-            raise ConfigError(f"--timeout {request.timeout:g} leaves no time; give a positive number of seconds")
+        job = _prepare(request)
     except ScriptError as error:
         return report(error, as_json=request.as_json, status=error.status)
     except SandboxError as error:
         return report(error, as_json=request.as_json)
-    return run(_exec(request, code, name, env, config), as_json=request.as_json)
+    return run(_exec(request, job), as_json=request.as_json)
 
 
-async def _exec(request: ExecRequest, code: str, name: str, env: dict[str, str], config: TemplateConfig) -> int:
-    template = await Template.ensure(config)
+def _prepare(request: ExecRequest) -> _Job:
+    """Find every mistake before a VM is started."""
+    for name, seconds in (("timeout", request.timeout), ("idle-timeout", request.idle_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(f"--{name} {seconds:g} leaves no time; give a positive number of seconds")
+    code, name = _load(request)
+    return _Job(
+        code=code,
+        name=name,
+        language=request.language or LANGUAGES.get(Path(name).suffix, "python"),
+        env=variables(request.env, request.env_file),
+        config=TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory)),
+        put=[parse_put(text) for text in request.put],
+        get=[parse_get(text) for text in request.get],
+    )
+
+
+async def _exec(request: ExecRequest, job: _Job) -> int:
+    template = await Template.ensure(job.config)
     async with template.lease() as vm:
+        for transfer in job.put:
+            await put(vm, transfer, user=request.user)
         try:
-            result = await vm.run(
-                code,
-                args=request.args,
-                name=name,
-                timeout=request.timeout,
-                env=env,
-                stdin=b"" if request.script == "-" else _standard_input(),
-                on_output=None if request.as_json else _pass_on,
-                capture_bytes=CAPTURE_BYTES if request.as_json else 0,
-            )
+            result = await _run(vm, request, job)
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:
                 print(json.dumps({**_envelope(lost.partial), "kind": "infra", "error": _error(lost)}))
-                return 125
+                return TOOL_FAILED
             raise
+        failure = await _get_all(vm, job.get, request.user)
+    status = result.shell_status
+    if failure is not None and status == 0:
+        status = TOOL_FAILED
     if request.as_json:
-        print(json.dumps(_envelope(result)))
-    elif result.outcome is not Outcome.EXITED:
-        print(f"sandbox: {result.describe()}", file=sys.stderr)
-    return result.shell_status
+        envelope = _envelope(result) | {"exit_code": status}
+        print(json.dumps(envelope if failure is None else envelope | {"error": _error(failure)}))
+        return status
+    if result.outcome is not Outcome.EXITED:
+        print(f"sandbox: {printable(result.describe())}", file=sys.stderr)
+    if failure is not None:
+        report(failure)
+    return status
+
+
+async def _run(vm: VM, request: ExecRequest, job: _Job) -> Result:
+    def resize(rows: int, columns: int) -> None:
+        if vm.status(_ID) is Status.RUNNING:
+            vm.attach(_ID).resize(rows, columns)
+
+    with raw_terminal(resize) if request.pty else nullcontext():
+        return await vm.run(
+            job.code,
+            language=job.language,
+            args=request.args,
+            name=job.name,
+            id=_ID,
+            timeout=request.timeout,
+            idle_timeout=request.idle_timeout,
+            env=job.env,
+            cwd=request.cwd,
+            user=request.user,
+            pty=terminal_size() if request.pty else None,
+            stdin=b"" if request.script == "-" else standard_input(),
+            on_output=None if request.as_json else pass_on,
+            capture_bytes=CAPTURE_BYTES if request.as_json else 0,
+        )
+
+
+async def _get_all(vm: VM, transfers: list[Transfer], user: str | None) -> SandboxError | None:
+    """Fetch all that can be fetched, also after a failed script; return the first failure."""
+    failure: SandboxError | None = None
+    for transfer in transfers:
+        try:
+            await get(vm, transfer, user=user)
+        except SandboxError as error:
+            failure = failure or error
+    return failure
 
 
 class ScriptError(ConfigError):
@@ -97,6 +169,8 @@ def _load(request: ExecRequest) -> tuple[str, str]:
     if request.script is None:
         raise ConfigError("nothing to run: name a script, give -c CODE, or - for standard input")
     if request.script == "-":
+        if sys.stdin is None:
+            raise ConfigError("there is no standard input to read a script from; name a file, or give -c CODE")
         return sys.stdin.buffer.read().decode("utf-8", "surrogateescape"), "stdin.py"
     path = Path(request.script)
     try:
@@ -107,51 +181,12 @@ def _load(request: ExecRequest) -> tuple[str, str]:
         raise ScriptError(f"{path}: {error.strerror}", CANNOT_INVOKE) from None
 
 
-def _variable(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if separator:
-        return name, value
-    if name not in os.environ:
-        raise ConfigError(f"--env {name}: you have no such variable to pass on; write --env {name}=VALUE")
-    return name, os.environ[name]
-
-
-def _memory_mib(text: str) -> int:
+def memory_mib(text: str) -> int:
+    """Read a size such as 512, 512M or 2G."""
     match = _MEMORY.match(text.strip())
     if match is None:
         raise ConfigError(f"--memory {text!r} is not a size; write for example 512 (MiB), 512M or 2G")
     return int(match[1]) * (1024 if match[2].lower() == "g" else 1)
-
-
-async def _standard_input() -> AsyncIterator[bytes]:
-    """Yield our standard input as it comes; end where it ends or is closed."""
-    if sys.stdin is None:  # we were started without one: descriptor 0 is somebody else's by now
-        return
-    while True:
-        try:
-            await anyio.wait_readable(0)
-        except PermissionError:  # a regular file or /dev/null: always readable, and the poller will not have it
-            pass
-        except (OSError, ValueError):  # closed
-            return
-        data = os.read(0, 64 * 1024)
-        if not data:
-            return
-        yield data
-
-
-async def _pass_on(stream: StreamName, data: bytes) -> None:
-    """Write guest output without ever blocking the event loop, so that time-outs and Ctrl-C work while nobody reads."""
-    descriptor = 1 if stream == "stdout" else 2
-    view = memoryview(data)
-    while view:
-        piece = view
-        try:
-            await anyio.wait_writable(descriptor)
-            piece = view[:_PIPE_BYTES]  # a pipe that polls as writable takes so much without blocking
-        except PermissionError:  # a regular file
-            pass
-        view = view[os.write(descriptor, piece) :]
 
 
 def _envelope(result: Result) -> dict[str, object]:
@@ -164,6 +199,9 @@ def _envelope(result: Result) -> dict[str, object]:
         "cpu_seconds": result.cpu_seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
         "timings": dict(result.timings),
+        "id": result.id,
+        "vm": result.vm,
+        "certificate": asdict(result.certificate) if result.certificate is not None else None,
     }
     for name in ("stdout", "stderr"):
         data: bytes = getattr(result, name)

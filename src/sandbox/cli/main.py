@@ -21,6 +21,11 @@ image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest i
 app.add_typer(image_app, name="image")
 
 ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
+MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
+EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")]
+EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
+CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
+UserOption = Annotated[str | None, typer.Option("--user", help="User in the guest; root is one.")]
 
 
 def _print_version(value: bool) -> None:
@@ -45,21 +50,36 @@ def _common(
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_command(
     script: Annotated[
-        str | None, typer.Argument(metavar="SCRIPT", help="A Python file, or - for standard input.")
+        str | None, typer.Argument(metavar="SCRIPT", help="A file of this host, or - for standard input.")
     ] = None,
     args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")] = None,
     code: Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="python, bash or another one of the image; by default from the file's ending.")
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")
     ] = None,
-    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")] = None,
-    memory: Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")] = "256",
+    idle_timeout: Annotated[float | None, typer.Option(help="The same after so many seconds without output.")] = None,
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    put: Annotated[
+        list[str] | None, typer.Option(metavar="HOST[:GUEST]", help="Copy a file or directory in before the run.")
+    ] = None,
+    get: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
+    ] = None,
+    pty: Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours.")] = False,
+    memory: MemoryOption = "256",
     image: ImageOption = "default",
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")
     ] = False,
 ) -> None:
-    """Run a Python script in a fresh virtual machine.
+    """Run a script in a fresh virtual machine.
 
     Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
     124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
@@ -69,7 +89,44 @@ def exec_command(
     arguments = list(args or [])
     if code is not None and script is not None:  # with -c every positional argument is the program's
         arguments, script = [script, *arguments], None
-    raise typer.Exit(run_exec(ExecRequest(script, code, arguments, timeout, env or [], memory, image, json_)))
+    request = ExecRequest(
+        script=script,
+        code=code,
+        args=arguments,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        env=env or [],
+        env_file=env_file or [],
+        memory=memory,
+        image=image,
+        language=language,
+        cwd=cwd,
+        user=user,
+        pty=pty,
+        put=put or [],
+        get=get or [],
+        as_json=json_,
+    )
+    raise typer.Exit(run_exec(request))
+
+
+@app.command()
+def shell(
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+) -> None:
+    """Open an interactive shell in a fresh virtual machine.
+
+    Every key goes to the guest, Ctrl-C and Ctrl-Z too; `exit` or Ctrl-D ends it, and the machine with it. Without a
+    terminal, commands are read from standard input. The exit code is the shell's.
+    """
+    from sandbox.cli.shell import ShellRequest, run_shell
+
+    raise typer.Exit(run_shell(ShellRequest(image, memory, user, cwd, env or [], env_file or [])))
 
 
 @app.command()

@@ -13,6 +13,8 @@ from typing import Any
 from sandbox.cli.main import INTERRUPTED, TOOL_FAILED
 from sandbox.errors import SandboxError
 
+MESSAGE_CHARACTERS = 4000
+
 
 def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
     """Run `command` and return its exit code.
@@ -53,5 +55,11 @@ def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAI
     if as_json:
         print(json.dumps({"kind": "infra", "exit_code": status, "error": {"code": error.code, "message": str(error)}}))
     else:
-        print(f"sandbox: {error}", file=sys.stderr)
+        print(f"sandbox: {printable(str(error))}", file=sys.stderr)
     return status
+
+
+def printable(text: str) -> str:
+    """Return one line without control characters: what a guest says may be in our messages, and must not act there."""
+    escaped = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return escaped if len(escaped) <= MESSAGE_CHARACTERS else escaped[:MESSAGE_CHARACTERS] + "…"

@@ -96,6 +96,8 @@ def _explain(end: End, ordered: Cause | None, why: str, duration: float) -> tupl
     said = f"exited with {end.code}"
     if end.evidence is not None and end.evidence.disk_free_bytes < _FULL_BYTES:
         return Cause.DISK_FULL, f"{said}; the guest's disk is full: it lies in memory, give the VM more (--memory)"
+    if end.evidence is not None and not end.evidence.files_free:
+        return Cause.DISK_FULL, f"{said}; the guest's disk takes no more files: give the VM more memory (--memory)"
     if end.evidence is not None and end.evidence.forks_refused:
         return Cause.PROCESS_LIMIT, f"{said}; {end.evidence.forks_refused} processes were refused by the limit"
     return Cause.EXIT_STATUS, said

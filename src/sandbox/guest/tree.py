@@ -37,10 +37,14 @@ async def download(
 ) -> TreeReport:
     """Copy a directory of the guest into `target`, a directory on the host that is made and must not exist.
 
+    A single file is copied the same way: `target` is then the file.
+
     Regular files and directories are copied, with permission bits but without set-uid, set-gid and sticky; links and
     special files are skipped and named in the report. Raises `HostFileError` when a name leads out of the directory
     or a limit is exceeded; what was copied until then stays.
     """
+    if (await files.stat(source)).type == "file":
+        return await _download_file(files, source, target, most_bytes)
     writer = await run_sync(TreeWriter, target, most_bytes, most_entries)
     try:
         async with files.server(source) as server:
@@ -62,12 +66,16 @@ async def download(
 
 
 async def upload(files: Files, source: Path, target: str) -> TreeReport:
-    """Copy a directory of the host to `target` in the guest, which is made if it is not there.
+    """Copy a file or a directory of the host to `target` in the guest, which is made if it is not there.
 
     Links are not followed: they and special files are skipped and named in the report.
     """
+    if await run_sync(source.is_file):
+        status = await run_sync(source.stat)
+        await files.write(target, read_host(source), mode=stat.S_IMODE(status.st_mode) & 0o777, parents=True)
+        return TreeReport(1, 0, status.st_size, ())
     if not await run_sync(source.is_dir):
-        raise ConfigError(f"{source} is no directory on this host")
+        raise ConfigError(f"{source} is no file and no directory on this host")
     await files.mkdir(target, parents=True)
     count, directories, size, skipped = 0, 0, 0, []
     for relative, status in await run_sync(_walk, source):
@@ -82,6 +90,33 @@ async def upload(files: Files, source: Path, target: str) -> TreeReport:
         else:
             skipped.append(relative)
     return TreeReport(count, directories, size, tuple(skipped))
+
+
+async def _download_file(files: Files, source: str, target: Path, most_bytes: int) -> TreeReport:
+    size = 0
+    try:
+        fd = await run_sync(os.open, target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise HostFileError(error.errno, f"cannot make {target}: {error.strerror}; name a new file") from error
+    try:
+        async for data in files.stream(source):
+            size += len(data)
+            if size > most_bytes:
+                raise HostFileError(errno.EFBIG, "the guest's file has more bytes than allowed")
+            await run_sync(write_host, fd, data)
+    finally:
+        os.close(fd)
+    return TreeReport(1, 0, size, ())
+
+
+def write_host(fd: int, data: bytes) -> None:
+    """Write all of `data` to a file of the host. Blocks."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        raise HostFileError(error.errno, f"a file of the guest cannot be written here: {error.strerror}") from error
 
 
 async def read_host(path: Path) -> AsyncIterator[bytes]:
@@ -151,12 +186,7 @@ class TreeWriter:
         self._left -= len(data)
         if self._left < 0:
             raise HostFileError(errno.EFBIG, "the guest's directory has more bytes than allowed")
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._file, view) :]
-        except OSError as error:
-            raise HostFileError(error.errno, f"a file cannot be written: {error.strerror}") from error
+        write_host(self._file, data)
         self._bytes += len(data)
 
     def end(self) -> None:

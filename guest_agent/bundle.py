@@ -1,0 +1,101 @@
+"""What a cell shows, as text: values by MIME type, errors, and an answer that fits into one message."""
+
+import base64
+import json
+import traceback
+
+_ANSWER_BYTES = 8 * 1024 * 1024
+_PLAIN_CHARACTERS = 100_000
+_ERROR_CHARACTERS = 100_000
+_NOTE_BYTES = 200
+_REPRESENTATIONS = {
+    "text/html": "_repr_html_",
+    "text/markdown": "_repr_markdown_",
+    "text/latex": "_repr_latex_",
+    "image/svg+xml": "_repr_svg_",
+    "image/png": "_repr_png_",
+    "image/jpeg": "_repr_jpeg_",
+    "application/json": "_repr_json_",
+    "application/javascript": "_repr_javascript_",
+}
+MOST_DISPLAYED = 10_000
+
+
+def bundle(value):
+    """Return every representation that a value offers, by MIME type; binary ones in base64."""
+    found = {}
+    offered = _offered(value, "_repr_mimebundle_", include=None, exclude=None)
+    if isinstance(offered, dict):
+        found.update({str(kind)[:_NOTE_BYTES]: data for kind, data in offered.items()})
+    for kind, method in _REPRESENTATIONS.items():
+        if kind not in found and (data := _offered(value, method)) is not None:
+            found[kind] = data
+    if "text/plain" not in found:
+        found["text/plain"] = repr(value)
+    return {kind: _sendable(kind, data) for kind, data in found.items()}
+
+
+def _offered(value, method, **arguments):
+    """Return what the value's method gives; None if it has none, or offers what it cannot do."""
+    represent = getattr(type(value), method, None)
+    if represent is None:
+        return None
+    try:
+        data = represent(value, **arguments)
+    except Exception:
+        return None
+    return data[0] if isinstance(data, tuple) and data else data
+
+
+def _sendable(kind, data):
+    if isinstance(data, (bytes, bytearray)):
+        return base64.b64encode(data).decode()
+    if isinstance(data, str):
+        return data
+    try:
+        return json.loads(json.dumps(data))
+    except (TypeError, ValueError, RecursionError):
+        return f"<{kind} left out: it is no text and no JSON>"
+
+
+def describe(error):
+    """Return name, text and trace of an error; the trace begins in the cell."""
+    trace = error.__traceback__
+    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
+        trace = trace.tb_next
+    name = type.__dict__["__name__"].__get__(type(error))[:1000]
+    try:
+        text = str(error)
+    except BaseException:
+        text = "<the error has no text>"
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException:
+        lines = f"{name}: {text}\n"
+    return {"name": name, "text": _beginning(text, _ERROR_CHARACTERS), "traceback": _end(lines)}
+
+
+def fit(answer):
+    """Cut what is too large to send, and say so, rather than lose all."""
+    room = _ANSWER_BYTES
+    for shown in [answer.get("value") or {}, *answer["displayed"]]:
+        for kind, data in list(shown.items()):
+            size = len(json.dumps(data))
+            if size > room - _NOTE_BYTES:
+                size = _NOTE_BYTES
+                if kind == "text/plain" and room > 12 * _PLAIN_CHARACTERS + _NOTE_BYTES:
+                    shown[kind] = _beginning(data, _PLAIN_CHARACTERS)
+                    size = len(json.dumps(shown[kind]))
+                else:
+                    shown[kind] = f"<{kind} left out: the answer would exceed {_ANSWER_BYTES} bytes>"
+            room -= size + len(kind)
+    return answer
+
+
+def _beginning(text, size):
+    return text if len(text) <= size else f"{text[:size]}… <{len(text) - size} more characters were left out>"
+
+
+def _end(text):
+    left_out = len(text) - _ERROR_CHARACTERS
+    return text if left_out <= 0 else f"<{left_out} characters were left out> …{text[-_ERROR_CHARACTERS:]}"

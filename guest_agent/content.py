@@ -1,0 +1,156 @@
+"""What is in files, as messages: read, written, and whole trees of them."""
+
+import errno
+import os
+import stat
+
+from message import DATA_BYTES, Tag
+
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+_UNBOUNDED = 1 << 62
+
+
+def describe(status, name=None):
+    """Return the fields that tell of a file."""
+    described = {
+        "type": _TYPES.get(stat.S_IFMT(status.st_mode), "other"),
+        "size": status.st_size,
+        "mode": stat.S_IMODE(status.st_mode),
+        "mtime": status.st_mtime,
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+    }
+    if name is not None:
+        described["name"] = name
+    return described
+
+
+def refuse(number):
+    """Raise the error of this number."""
+    raise OSError(number, os.strerror(number))
+
+
+def _open_regular(path, flags, mode=0o644):
+    """Open a regular file. What is none (a FIFO, a device) could block or never end: it is refused."""
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a FIFO that nobody reads, a socket, a device without a driver
+            _refuse_special(os.stat(path).st_mode)
+        raise
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind):
+        return fd
+    os.close(fd)
+    return _refuse_special(kind)
+
+
+def _refuse_special(mode):
+    if stat.S_ISDIR(mode):
+        refuse(errno.EISDIR)
+    raise OSError(errno.EINVAL, f"it is a {_TYPES.get(stat.S_IFMT(mode), 'special file')}, not a regular file")
+
+
+def _send(control, fd, limit=_UNBOUNDED):
+    while limit > 0 and (data := os.read(fd, min(DATA_BYTES, limit))):
+        control.send(Tag.DATA, data)
+        limit -= len(data)
+    control.send(Tag.END)
+
+
+def read(control, request):
+    fd = _open_regular(request["path"], os.O_RDONLY)
+    try:
+        os.lseek(fd, request.get("offset", 0), os.SEEK_SET)
+        control.send_json({"stat": describe(os.fstat(fd))})
+        _send(control, fd, request.get("limit", _UNBOUNDED))
+    finally:
+        os.close(fd)
+    return {}
+
+
+def write(control, request):
+    """The content follows the request. It is taken to its end even if the file cannot be written."""
+    failure = fd = None
+    try:
+        if request.get("parents"):
+            os.makedirs(os.path.dirname(request["path"]) or ".", exist_ok=True)
+        mode = request.get("mode")
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.get("append") else 0)
+        flags |= os.O_EXCL if request.get("exclusive") else 0
+        fd = _open_regular(request["path"], flags, 0o644 if mode is None else mode)
+        if not request.get("append"):
+            os.ftruncate(fd, 0)
+        if mode is not None:
+            os.fchmod(fd, mode)
+    except (OSError, ValueError) as error:
+        failure = error
+    try:
+        failure = _take_content(control, fd, failure)
+        if failure is not None:
+            raise failure
+        return {"stat": describe(os.fstat(fd))}
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _take_content(control, fd, failure):
+    while failure is None:
+        try:
+            if not control.receive_into(fd):
+                return None
+        except OSError as error:
+            failure = error
+    while control.receive()[0] is not Tag.END:
+        pass
+    return failure
+
+
+def pack(control, request):
+    """Send a tree: a description of each entry, the content of each file after its description."""
+    top = request["path"]
+    if not os.path.isdir(top):
+        refuse(errno.ENOTDIR)
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        try:
+            with os.scandir(os.path.join(top, relative)) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except FileNotFoundError:  # removed meanwhile
+            if not relative:
+                raise
+            continue
+        for entry in entries:
+            name = os.path.join(relative, entry.name)
+            try:
+                _pack_one(control, entry, name)
+            except FileNotFoundError:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(name)
+    return {"done": True}
+
+
+def _pack_one(control, entry, name):
+    described = describe(entry.stat(follow_symlinks=False), name)
+    if described["type"] == "symlink":
+        described["target"] = os.readlink(entry.path)
+    if described["type"] != "file":
+        control.send_json({"entry": described})
+        return
+    fd = _open_regular(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        control.send_json({"entry": described})
+        _send(control, fd)
+    finally:
+        os.close(fd)

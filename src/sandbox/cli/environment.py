@@ -1,0 +1,49 @@
+"""Variables for the guest: `--env K=V`, `--env K`, and files of such lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sandbox.errors import ConfigError
+
+
+def variables(texts: Iterable[str], files: Iterable[Path]) -> dict[str, str]:
+    """Return all variables; those on the command line override those from files."""
+    found: dict[str, str] = {}
+    for file in files:
+        found |= _from_file(file)
+    return found | dict(_from_text(text) for text in texts)
+
+
+def _from_text(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if separator:
+        return name, value
+    if name not in os.environ:
+        raise ConfigError(f"--env {name}: you have no such variable to pass on; write --env {name}=VALUE")
+    return name, os.environ[name]
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    """Read `KEY=VALUE` lines. Empty lines and comments are skipped, `export` and a pair of quotes are taken off."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--env-file {path} cannot be read: {error}") from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.strip().removeprefix("export ").strip()
+        if not text or text.startswith("#"):
+            continue
+        name, separator, value = text.partition("=")
+        name, value = name.strip(), value.strip()
+        if not separator or not name or any(character.isspace() for character in name):
+            raise ConfigError(f"--env-file {path}, line {number}: expected KEY=VALUE, found {line.strip()[:60]!r}")
+        if value[:1] in ("'", '"'):
+            if len(value) < 2 or value[-1] != value[0]:
+                raise ConfigError(f"--env-file {path}, line {number}: the quote of {name} is not closed")
+            value = value[1:-1]
+        found[name] = value
+    return found

@@ -1,0 +1,140 @@
+"""What a fuzzer feeds: everything on the host that reads what a guest says, with several readers under way."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from sandbox.errors import SandboxError
+from sandbox.guest.client import GuestClient
+from sandbox.guest.request import Request
+from sandbox.guest.sandbox import Sandbox
+from sandbox.hypervisor.stream import SocketStream
+from sandbox.wire import GUEST_LIMITS, Kind, encode
+
+_KINDS = [*GUEST_LIMITS, Kind.OUT, Kind.ANSWER, Kind.ANSWER]
+_SLOWEST_SECONDS = 1.0
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+class _Stream:
+    """Takes what the host sends and forgets it; hands what the fuzzer says to the host."""
+
+    queued_bytes = sent_bytes = 0
+
+    def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
+        self.say = on_data
+
+    def write(self, data: bytes) -> None:
+        self.queued_bytes += len(data)
+        self.sent_bytes += len(data)
+
+    async def wait_unsent_below(self, _size: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def check(data: bytes) -> None:
+    """Feed one input; raise if anything but an error of ours comes of it, or if it takes too long or too much."""
+    started = time.monotonic()
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(_check(data))
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+    if time.monotonic() - started > _SLOWEST_SECONDS:
+        raise AssertionError(f"it took {time.monotonic() - started:.1f} s")
+
+
+async def _check(data: bytes) -> None:
+    unexpected: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
+    stream = _Stream()
+    client = GuestClient(cast("SocketStream", stream))
+    sandbox = Sandbox(client)
+    tasks = [asyncio.create_task(_only_ours(work)) for work in _readers(sandbox)]
+    plain = client.start(Request("argv", {"argv": ["x"]}, keep_bytes=1000))
+    await asyncio.sleep(0)
+    for piece in _pieces(data):
+        if client.lost is None:
+            stream.say(piece)
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    held = sum(execution.record.memory for execution in client.executions.all_running()) + plain.record.memory
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    client.close(_over())
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
+    if unexpected:
+        raise AssertionError(f"an exception reached the event loop: {unexpected[0]}")
+    if held > _MOST_BYTES:
+        raise AssertionError(f"{held} bytes are held for {len(data)} that were sent")
+
+
+def _readers(sandbox: Sandbox) -> list[Coroutine[Any, Any, object]]:
+    """Executions 1 to 6, in this order; 7 is a plain one that nobody follows."""
+
+    async def follow() -> None:
+        async for _ in sandbox._client.start(Request("argv", {"argv": ["x"]})).events():
+            pass
+
+    async def watch() -> None:
+        async with sandbox.files.watch("w") as changes:
+            async for _ in changes:
+                pass
+
+    async def talk() -> None:
+        async with sandbox.context() as context:
+            await context.run("1")
+
+    return [
+        sandbox.files.read("r"),
+        sandbox.files.list("l"),
+        sandbox.files.stat("s"),
+        follow(),
+        watch(),
+        talk(),
+    ]
+
+
+async def _only_ours(work: Coroutine[Any, Any, object]) -> None:
+    try:
+        await work
+    except SandboxError:
+        pass
+
+
+def _over() -> Any:
+    from sandbox.certificate import Cause  # noqa: PLC0415 - after instrumentation
+    from sandbox.guest.execution import lost  # noqa: PLC0415
+
+    return lost(Cause.RELEASED, "the fuzzer's input is over")
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    """Read the input as raw bytes of the channel, or, more often, as a script of nearly honest frames."""
+    if not data:
+        return []
+    mode, rest = data[0], data[1:]
+    if mode % 4 == 0:
+        step = 1 + mode // 4
+        return [rest[start : start + step] for start in range(0, len(rest), step)][:2000]
+    pieces: list[bytes] = []
+    while len(rest) >= 4 and len(pieces) < 200:
+        kind, ident, length, flags = rest[:4]
+        rest = rest[4:]
+        payload, rest = rest[:length], rest[length:]
+        if flags & 1:  # as a message of a server
+            payload = struct.pack("!IB", len(payload), 1 + flags // 2 % 3) + payload
+        pieces.append(encode(Kind(_KINDS[kind % len(_KINDS)]), flags >> 7, ident % 8, payload))
+    return pieces
