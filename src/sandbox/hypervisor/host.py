@@ -131,7 +131,7 @@ class Hypervisor:
             process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
-                await self.call(self._end_blocking, name, *started)
+                threading.Thread(target=self._end_blocking, args=(name, *started), daemon=True).start()
             raise
         return Machine(self, name, process, SocketStream(sock), Console(console))
 

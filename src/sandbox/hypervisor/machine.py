@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sandbox.hypervisor.host import Hypervisor
 
 DESTROY_SECONDS = 10.0
+_BURY_SECONDS = 60.0
 
 
 class Machine:
@@ -60,5 +62,13 @@ class Machine:
                     await self.process.wait_dead()
                 if scope.cancelled_caught:
                     log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
-            finally:  # asyncio's own cancellation knows no shield
-                self.process.close()
+            finally:  # asyncio's own cancellation knows no shield: what is not dead yet is buried by a thread
+                if self.process.is_alive:
+                    threading.Thread(target=_bury, args=(self.process,), daemon=True).start()
+                else:
+                    self.process.close()
+
+
+def _bury(process: Process) -> None:
+    process.wait_dead_blocking(_BURY_SECONDS)
+    process.close()

@@ -95,6 +95,11 @@ class VMPool:
                 await asyncio.wait([self._owner])
             self._owner.result()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed and every VM of it is gone."""
+        return self._is_closing and (self._owner is None or self._owner.done())
+
     async def __aenter__(self) -> VMPool:
         await self.open()
         return self
