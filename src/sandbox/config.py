@@ -116,6 +116,9 @@ class PoolConfig(_Frozen):
     more: dict[str, TemplateTarget] = Field(default_factory=dict)
     """Further templates by the name that `acquire(template=…)` takes; `max_size` is for all of them together."""
 
+    running_ready: int = Field(default=4, ge=0, le=10_000)
+    """So many ready VMs of a template run; further ones are paused, which costs memory but no processor time."""
+
     max_ready: int | None = Field(default=None, ge=0, le=10_000)
     """If larger than `min_size`, more VMs are kept ready, up to so many, while many are claimed."""
 

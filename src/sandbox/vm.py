@@ -82,6 +82,18 @@ class VM(Sandbox):
         """Return the last 64 KiB that the guest's kernel and init have printed."""
         return self._machine.console.text()
 
+    async def pause(self) -> None:
+        """Stop the machine: it then costs no processor time. Nothing may run in it."""
+        await self._machine.pause()
+
+    async def resume(self) -> None:
+        """Let the machine run again; return when its clock is right and its randomness fresh, as after a restore."""
+        await self._machine.resume()
+        assert self.receipt is not None
+        names = self.receipt
+        identity = Identity(hostname=self.name, machine_id=names.machine_id, boot_id=names.boot_id)
+        self.receipt = await self._client.handshake(identity, READY_SECONDS, is_cold=False)
+
     async def quiesce(self, timeout: float) -> None:
         """Bring the guest to rest for a snapshot; afterwards it takes nothing but a new identity."""
         await self._client.quiesce(timeout)

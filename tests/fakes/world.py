@@ -17,6 +17,7 @@ class FakeVM:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_alive = True
+        self.is_paused = False
         self.timings: Mapping[str, float] = {}
         self.times_leased = 0
         self.used_at = anyio.current_time()
@@ -28,6 +29,16 @@ class FakeVM:
     @property
     def idle_seconds(self) -> float:
         return anyio.current_time() - self.used_at
+
+    async def pause(self) -> None:
+        assert not self.is_paused
+        await anyio.sleep(0.003)
+        self.is_paused = True
+
+    async def resume(self) -> None:
+        assert self.is_paused
+        await anyio.sleep(0.006)
+        self.is_paused = False
 
     def call_when_lost(self, callback: Callable[[], None]) -> None:
         if self.is_alive:

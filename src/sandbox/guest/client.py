@@ -74,15 +74,17 @@ class GuestClient:
         self._last_use = anyio.current_time()
         stream.start_receiving(self._on_data)
 
-    async def handshake(self, identity: Identity, timeout: float) -> Receipt:
+    async def handshake(self, identity: Identity, timeout: float, *, is_cold: bool = True) -> Receipt:
         """Give the guest its identity and clock; return once it has proved both.
+
+        A clone's first work is slow (`is_cold`), so its first HELLO tells the time at which it will take effect.
 
         Raises `ProtocolError` when the proof is wrong and `GuestLost` when there is none within `timeout` seconds.
         """
         self._epoch = identity.epoch
         for attempt in range(_CLOCK_ATTEMPTS):  # a guest that booted meanwhile sets its clock late: tell the time again
             sent = time.time_ns()
-            ahead = GuestClient._delay if attempt == 0 else 0.0
+            ahead = GuestClient._delay if attempt == 0 and is_cold else 0.0
             message = encode(Kind.HELLO, self._epoch, 0, identity.hello(ahead))
             payload = await self._ask(message, Kind.READY, timeout)
             answered = time.time_ns()
@@ -91,7 +93,7 @@ class GuestClient:
             except ProtocolError as error:
                 raise self._fail(lost(Cause.PROTOCOL, str(error))) from None
             offset = (ready.clock_ns - answered) / 1e9
-            if attempt == 0 and (delay := ahead - offset) < _LONGEST_DELAY:  # else the guest was still booting
+            if attempt == 0 and is_cold and (delay := ahead - offset) < _LONGEST_DELAY:  # else the guest was still booting
                 GuestClient._delay = max(0.0, delay)
             if abs(offset) <= GOOD_CLOCK_ERROR:
                 break
@@ -100,6 +102,7 @@ class GuestClient:
             raise self._fail(lost(Cause.PROTOCOL, said))
         return Receipt(
             machine_id=identity.machine_id,
+            boot_id=identity.boot_id,
             hostname=identity.hostname,
             epoch=identity.epoch,
             agent=ready.agent,

@@ -62,6 +62,7 @@ class Receipt:
     """What a machine proved before it became ready."""
 
     machine_id: str
+    boot_id: str
     hostname: str
     epoch: int
     agent: int

@@ -104,6 +104,20 @@ class Connection:
         except libvirt.libvirtError as error:
             raise HypervisorError(f"the state of {name} cannot be saved: {error}") from error
 
+    def pause(self, name: str) -> None:
+        """Stop the domain's processors."""
+        try:
+            self._handle.lookupByName(name).suspend()
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{name} cannot be paused: {error}") from error
+
+    def resume(self, name: str) -> None:
+        """Let the domain's processors run again."""
+        try:
+            self._handle.lookupByName(name).resume()
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{name} cannot be resumed: {error}") from error
+
     def destroy(self, name: str) -> None:
         """End the domain if it exists."""
         try:

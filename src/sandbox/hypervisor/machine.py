@@ -43,6 +43,14 @@ class Machine:
         """Stop the machine for good and write its device state to `state`."""
         await self._host.call(self._host.connection.save, self.name, state)
 
+    async def pause(self) -> None:
+        """Stop its processors: it then costs memory only."""
+        await self._host.call(self._host.connection.pause, self.name)
+
+    async def resume(self) -> None:
+        """Let its processors run again. Its clocks have stood still."""
+        await self._host.call(self._host.connection.resume, self.name)
+
     async def destroy(self) -> None:
         """Return once the process is dead and reaped; libvirt drops its record of it within 0.2 s more.
 

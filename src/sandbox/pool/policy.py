@@ -22,6 +22,7 @@ class Census:
 
     starting: int
     ready: int
+    """Alive and to be claimed: running, paused, or on the way from one to the other."""
     leased: int
     ending: int
     waiting: int
@@ -71,6 +72,11 @@ def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) ->
             evictions[index] = min(shelf.ready, short)
             short -= evictions[index]
     return Plan(starts, evictions)
+
+
+def wakes_due(*, running: int, waking: int, paused: int, waiting: int, wanted: int) -> int:
+    """Return how many paused VMs to wake: for who waits, and to have `wanted` running for who comes next."""
+    return max(0, min(paused, wanted + waiting - running - waking))
 
 
 def _unserved(shelf: Census) -> int:

@@ -9,7 +9,7 @@ from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, SandboxError, afresh
 from sandbox.log import log
 from sandbox.pool.lease import Lease
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready
+from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready, wakes_due
 from sandbox.pool.queue import Queue, Request
 from sandbox.pool.slot import Slot, SlotState
 from sandbox.pool.statistics import Counters
@@ -34,6 +34,8 @@ class Shelf:
         self.source = source
         self.slots: set[Slot] = set()
         self.ready: deque[Slot] = deque()
+        """Running, to be claimed at once."""
+        self.paused: deque[Slot] = deque()
         self.queue = Queue(config.max_waiting)
         self.count = Counters()
         self.failures = 0
@@ -57,11 +59,12 @@ class Shelf:
 
     def census(self) -> Census:
         states = [slot.state for slot in self.slots]
+        warm = [states.count(state) for state in (SlotState.READY, SlotState.PAUSED, SlotState.WAKING)]
         now = self.now()
         rate = self._claims.per_second(now)
         return Census(
             starting=states.count(SlotState.STARTING),
-            ready=states.count(SlotState.READY),
+            ready=sum(warm),
             leased=states.count(SlotState.LEASED),
             ending=states.count(SlotState.ENDING),
             waiting=len(self.queue),
@@ -76,7 +79,9 @@ class Shelf:
             slot = self.ready.popleft()
             if slot.is_claimable:
                 self.count.hits += 1
-                return self._lend(slot, lease_ttl)
+                lease = self._lend(slot, lease_ttl)
+                self._wake_some()
+                return lease
             slot.end("expired")
         return None
 
@@ -87,11 +92,12 @@ class Shelf:
         key = seniority(self.now(), priority, self._config.priority_seconds)
         request = Request(key, lease_ttl)
         self.queue.put(request)
+        self._wake_some()
         return request
 
     def evict(self, count: int) -> None:
         """Destroy ready VMs, the oldest first: another template's callers need the room."""
-        for slot in list(self.ready)[:count]:
+        for slot in [*self.paused, *self.ready][:count]:
             slot.end("evicted")
 
     # What slots tell.
@@ -101,12 +107,35 @@ class Shelf:
         slot.state = SlotState.READY
         self.failures, self.last_failure, self.resume_at = 0, None, 0.0
         self._start_seconds += (seconds - self._start_seconds) * (_SMOOTHING if self._start_seconds else 1.0)
+        self._offer(slot)
+
+    def on_woken(self, slot: Slot) -> None:
+        """A paused slot runs again."""
+        slot.state = SlotState.READY
+        self._offer(slot)
+
+    def _offer(self, slot: Slot) -> None:
         if self.queue and slot.is_claimable:  # with a tiny TTL it may have expired by now
             request = self.queue.pop()
             request.grant(self._lend(slot, request.lease_ttl))
-        else:
+        elif len(self.ready) < self._config.running_ready:
             self.ready.append(slot)
+        else:
+            slot.pause()
+            self.paused.append(slot)
         self._tell()
+
+    def _wake_some(self) -> None:
+        waking = sum(slot.state is SlotState.WAKING for slot in self.slots)
+        due = wakes_due(
+            running=len(self.ready),
+            waking=waking,
+            paused=len(self.paused),
+            waiting=len(self.queue),
+            wanted=self._config.running_ready,
+        )
+        for _ in range(due):
+            self.paused.popleft().wake()
 
     def on_ending(self, slot: Slot) -> None:
         """A slot begins to destroy its VM. Told more than once, it counts once."""
@@ -117,11 +146,14 @@ class Shelf:
                 self.count.lost += 1
             else:
                 self.count.released += 1
-        elif slot.state is SlotState.READY and not self.is_closing:
+        elif slot.state is not SlotState.STARTING and not self.is_closing:
             self.count.expired += 1
-        if slot in self.ready:
-            self.ready.remove(slot)
+        for shelved in (self.ready, self.paused):
+            if slot in shelved:
+                shelved.remove(slot)
         slot.state = SlotState.ENDING
+        if not self.is_closing:
+            self._wake_some()
         self._tell()
 
     def on_start_failed(self, error: SandboxError) -> None:

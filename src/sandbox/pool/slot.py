@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SlotState(StrEnum):
     STARTING = "starting"
     READY = "ready"
+    PAUSED = "paused"
+    WAKING = "waking"
     LEASED = "leased"
     ENDING = "ending"
 
@@ -40,6 +42,7 @@ class Slot:
         self._started = self.now()
         self._expires = 0.0
         self._lease: Lease | None = None
+        self._is_stopped = False
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
 
@@ -79,12 +82,44 @@ class Slot:
         """Wait until the VM is to be destroyed: too old, released, lease run out, idle for too long, or lost."""
         while not self.over.is_set():
             self._news = anyio.Event()
+            if await self._pause_or_wake():
+                continue
             pause = self._pause()
             if pause is not None and pause <= 0:
                 self.end("expired")
                 return
             with anyio.move_on_after(pause):
                 await self._news.wait()
+
+    async def _pause_or_wake(self) -> bool:
+        """Do what the shelf has asked for; return whether there was anything."""
+        assert self.vm is not None
+        try:
+            if self.state is SlotState.PAUSED and not self._is_stopped:
+                self._is_stopped = True
+                await self.vm.pause()
+            elif self.state is SlotState.WAKING:
+                if self._is_stopped:
+                    await self.vm.resume()
+                    self._is_stopped = False
+                if not self.over.is_set():
+                    self._shelf.on_woken(self)
+            else:
+                return False
+        except SandboxError as error:
+            log.warning("vm_not_paused_or_woken", vm=self.vm.name, error=str(error))
+            self.end("expired")
+        return True
+
+    def pause(self) -> None:
+        """Stop the VM until it is wanted. Synchronous: from now on it is not claimable."""
+        self.state = SlotState.PAUSED
+        self.look_again()
+
+    def wake(self) -> None:
+        """Let the VM run again; the shelf is told when it does."""
+        self.state = SlotState.WAKING
+        self.look_again()
 
     def _pause(self) -> float | None:
         """Return seconds until something may be due; None if nothing will be."""
