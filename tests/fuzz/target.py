@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+from sandbox.certificate import Cause
 from sandbox.errors import SandboxError
 from sandbox.guest.client import GuestClient
+from sandbox.guest.execution import lost
 from sandbox.guest.request import Request
 from sandbox.guest.sandbox import Sandbox
 from sandbox.hypervisor.stream import SocketStream
@@ -71,7 +73,7 @@ async def _check(data: bytes) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    client.close(_over())
+    client.close(lost(Cause.RELEASED, "the input is over"))
     for task in tasks:
         if not task.cancelled():
             task.result()
@@ -112,13 +114,6 @@ async def _only_ours(work: Coroutine[Any, Any, object]) -> None:
         await work
     except SandboxError:
         pass
-
-
-def _over() -> Any:
-    from sandbox.certificate import Cause  # noqa: PLC0415 - after instrumentation
-    from sandbox.guest.execution import lost  # noqa: PLC0415
-
-    return lost(Cause.RELEASED, "the fuzzer's input is over")
 
 
 def _pieces(data: bytes) -> list[bytes]:
