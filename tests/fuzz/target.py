@@ -6,6 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from sandbox.certificate import Cause
@@ -110,10 +111,8 @@ def _readers(sandbox: Sandbox) -> list[Coroutine[Any, Any, object]]:
 
 
 async def _only_ours(work: Coroutine[Any, Any, object]) -> None:
-    try:
+    with suppress(SandboxError):
         await work
-    except SandboxError:
-        pass
 
 
 def _pieces(data: bytes) -> list[bytes]:
