@@ -10,6 +10,7 @@ import anyio
 import pytest
 from blockbuster import BlockBuster
 
+from sandbox.cli.inventory import find_leaks
 from sandbox.config import HostConfig, PoolConfig
 from sandbox.hypervisor.process import Process
 from sandbox.pool.pool import VMPool
@@ -29,6 +30,13 @@ def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     blockbuster.activate()
     yield
     blockbuster.deactivate()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _audit_is_clean() -> Iterator[None]:
+    """After all tests, nothing on this host belongs to nobody."""
+    yield
+    assert find_leaks(HostConfig()) == []
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,30 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON do
 
 
 @app.command()
+def ps(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """List the virtual machines on this host with their owners."""
+    from sandbox.cli.inventory import run_ps
+
+    raise typer.Exit(run_ps(as_json=json_))
+
+
+@app.command()
+def audit(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """List every process, directory and socket with its owner. Exit 1 if something belongs to nobody."""
+    from sandbox.cli.inventory import run_audit
+
+    raise typer.Exit(run_audit(as_json=json_))
+
+
+@app.command()
+def reap() -> None:
+    """End and remove what dead processes left behind; every start of the library does the same."""
+    from sandbox.cli.inventory import run_reap
+
+    raise typer.Exit(run_reap())
+
+
+@app.command()
 def bench(
     only: Annotated[str | None, typer.Option(help="Figures to measure, for example S3,A1.", metavar="ID,…")] = None,
     n: Annotated[int | None, typer.Option("-n", help="Samples for each figure.", min=2)] = None,

@@ -50,6 +50,7 @@ class RunDirectory:
             ) from error
         lock = os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(lock, f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
         unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
         return cls(path, lock)
 
@@ -74,6 +75,36 @@ def reap(runtime: Path) -> int:
 def stale(runtime: Path) -> int:
     """Return how many run directories have no living owner; change nothing."""
     return sum(1 for _ in _ownerless(runtime))
+
+
+def run_directories(runtime: Path) -> list[Path]:
+    """Return every run directory, whoever owns it."""
+    return sorted(path for path in runtime.glob(_NAMES) if (path / _LOCK).exists())
+
+
+def has_owner(path: Path) -> bool:
+    """Return whether the process that made this run directory lives: it holds the lock as long as it does."""
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # it is being removed by its owner right now
+        return True
+    except PermissionError:  # another user's: the lock may be looked at only by who may open it
+        return owner_pid(path) is None or Path(f"/proc/{owner_pid(path)}").exists()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def owner_pid(path: Path) -> int | None:
+    """Return the process id that is written in a run directory's lock; None if it cannot be read."""
+    try:
+        return int((path / _LOCK).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _ownerless(runtime: Path) -> Iterator[Path]:
@@ -105,7 +136,11 @@ def _clear(path: Path) -> None:
         if not entries:
             # The lock goes last: a directory that could not be emptied keeps it, and the next process tries again.
             (path / _LOCK).unlink(missing_ok=True)
-            path.rmdir()
+            try:
+                path.rmdir()
+            except OSError:  # a thread of libvirt was quicker
+                (path / _LOCK).touch()
+                continue
             return
         if attempt:
             time.sleep(_CLEAR_SECONDS)

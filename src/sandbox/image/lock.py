@@ -19,3 +19,13 @@ def build_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         # Closing releases it. The file stays: removing it would let two builders lock two files of one name.
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Return whether somebody builds right now."""
+    try:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False

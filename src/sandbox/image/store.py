@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from sandbox.errors import ImageError
 from sandbox.image.layer import file_record
-from sandbox.image.lock import build_lock
+from sandbox.image.lock import build_lock, is_held
 from sandbox.image.manifest import ImageManifest
 from sandbox.paths import make_directory
 
@@ -175,6 +175,12 @@ class ImageStore:
             for left in self._tmp.iterdir():
                 _remove(left)
             yield
+
+    def left_over(self) -> list[Path]:
+        """Return what builds that were killed have left; nothing while somebody builds."""
+        if not self._tmp.is_dir() or is_held(self.directory / "build.lock"):
+            return []
+        return sorted(self._tmp.iterdir())
 
     @contextmanager
     def building(self) -> Iterator[Path]:

@@ -27,6 +27,12 @@ def prune_templates(templates: Path, images: set[str]) -> list[str]:
     return removed
 
 
+def left_over(templates: Path) -> list[Path]:
+    """Return the work directories of bakes that do not run any more."""
+    work = sorted(path for path in templates.glob(".bake-*") if path.is_dir())
+    return [path for path in work if not _is_being_baked(templates, path.name.rpartition("-")[2])]
+
+
 def _is_wanted(directory: Path, images: set[str]) -> bool:
     try:
         manifest = TemplateManifest.load(directory)
