@@ -63,3 +63,12 @@ def test_killed_owner_is_a_leak_until_it_is_reaped() -> None:
     assert sandbox("reap").returncode == 0
     assert not [line for line in leaks(HostConfig().runtime_dir) if directory in line]
     assert name not in [machine.name for machine in find_machines()]
+
+
+def test_doctor_proves_that_clones_differ() -> None:
+    """Two clones are restored, compared, and their clocks measured."""
+    done = sandbox("doctor", "--clones", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["clones"]["status"] == "ok"
+    assert "machine id" in checks["clones"]["found"]
+    assert (checks["clock"]["status"], checks["receipts"]["status"]) == ("ok", "ok")

@@ -28,9 +28,15 @@ class Check:
     remedy: str = ""
 
 
-def run_doctor(*, as_json: bool) -> int:
+def run_doctor(*, as_json: bool, clones: bool = False) -> int:
+    """Print every finding; exit with 1 if something is broken. With `clones`, two VMs are started and compared."""
     config = HostConfig()
-    checks = [check for examine in _EXAMINATIONS for check in _guarded(examine, config)]
+    examinations = list(_EXAMINATIONS)
+    if clones:
+        from sandbox.cli.clones import examine_clones
+
+        examinations.append(examine_clones)
+    checks = [check for examine in examinations for check in _guarded(examine, config)]
     if as_json:
         print(json.dumps({"ok": not _failed(checks), "checks": [asdict(check) for check in checks]}, indent=1))
     else:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from sandbox.errors import ConfigError
+
+_QUOTED = re.compile(r"""(['"])(.*)\1\s*(?:\s#.*)?$""")
 
 
 def variables(texts: Iterable[str], files: Iterable[Path]) -> dict[str, str]:
@@ -27,9 +30,12 @@ def _from_text(text: str) -> tuple[str, str]:
 
 
 def _from_file(path: Path) -> dict[str, str]:
-    """Read `KEY=VALUE` lines. Empty lines and comments are skipped, `export` and a pair of quotes are taken off."""
+    """Read `KEY=VALUE` lines. Empty lines and comments are skipped, `export` and a pair of quotes are taken off.
+
+    A value without quotes is all that follows, `#` too. No message tells a line's text: it may be a secret.
+    """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--env-file {path} cannot be read: {error}") from error
     found: dict[str, str] = {}
@@ -40,10 +46,15 @@ def _from_file(path: Path) -> dict[str, str]:
         name, separator, value = text.partition("=")
         name, value = name.strip(), value.strip()
         if not separator or not name or any(character.isspace() for character in name):
-            raise ConfigError(f"--env-file {path}, line {number}: expected KEY=VALUE, found {line.strip()[:60]!r}")
+            raise ConfigError(f"--env-file {path}, line {number}: expected KEY=VALUE")
         if value[:1] in ("'", '"'):
-            if len(value) < 2 or value[-1] != value[0]:
-                raise ConfigError(f"--env-file {path}, line {number}: the quote of {name} is not closed")
-            value = value[1:-1]
+            quoted = _QUOTED.match(value)
+            if quoted is None:
+                raise ConfigError(
+                    f"--env-file {path}, line {number}: the value of {name} has no closing quote at its end"
+                )
+            value = quoted[2]
+        if "\0" in name + value:
+            raise ConfigError(f"--env-file {path}, line {number}: no variable can hold a NUL byte")
         found[name] = value
     return found

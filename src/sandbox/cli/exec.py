@@ -96,7 +96,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
     template = await Template.ensure(job.config)
     async with template.lease() as vm:
         for transfer in job.put:
-            await put(vm, transfer, user=request.user)
+            _tell_skipped("put", transfer, await put(vm, transfer, cwd=request.cwd, user=request.user))
         try:
             result = await _run(vm, request, job)
         except GuestLost as lost:
@@ -104,7 +104,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
                 print(json.dumps({**_envelope(lost.partial), "kind": "infra", "error": _error(lost)}))
                 return TOOL_FAILED
             raise
-        failure = await _get_all(vm, job.get, request.user)
+        failure = await _get_all(vm, job.get, request)
     status = result.shell_status
     if failure is not None and status == 0:
         status = TOOL_FAILED
@@ -143,15 +143,22 @@ async def _run(vm: VM, request: ExecRequest, job: _Job) -> Result:
         )
 
 
-async def _get_all(vm: VM, transfers: list[Transfer], user: str | None) -> SandboxError | None:
+async def _get_all(vm: VM, transfers: list[Transfer], request: ExecRequest) -> SandboxError | None:
     """Fetch all that can be fetched, also after a failed script; return the first failure."""
     failure: SandboxError | None = None
     for transfer in transfers:
         try:
-            await get(vm, transfer, user=user)
+            _tell_skipped("get", transfer, await get(vm, transfer, cwd=request.cwd, user=request.user))
         except SandboxError as error:
             failure = failure or error
     return failure
+
+
+def _tell_skipped(option: str, transfer: Transfer, names: tuple[str, ...]) -> None:
+    if names:
+        some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        said = f"--{option} {transfer.source}: left out {len(names)}, neither files nor directories: {some}"
+        print(f"sandbox: {printable(said)}", file=sys.stderr)
 
 
 class ScriptError(ConfigError):
@@ -171,7 +178,10 @@ def _load(request: ExecRequest) -> tuple[str, str]:
     if request.script == "-":
         if sys.stdin is None:
             raise ConfigError("there is no standard input to read a script from; name a file, or give -c CODE")
-        return sys.stdin.buffer.read().decode("utf-8", "surrogateescape"), "stdin.py"
+        try:
+            return sys.stdin.buffer.read().decode("utf-8", "surrogateescape"), "stdin.py"
+        except OSError as error:
+            raise ScriptError(f"standard input cannot be read: {error.strerror or error}", CANNOT_INVOKE) from None
     path = Path(request.script)
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape"), path.name

@@ -141,11 +141,16 @@ def setup(
 
 
 @app.command()
-def doctor(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    clones: Annotated[
+        bool, typer.Option("--clones", help="Also restore two clones and prove that they differ.")
+    ] = False,
+) -> None:
     """Say what works, what does not, and the line that mends it. Exit 1 if something is broken."""
     from sandbox.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(as_json=json_))
+    raise typer.Exit(run_doctor(as_json=json_, clones=clones))
 
 
 @app.command()

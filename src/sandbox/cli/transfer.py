@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import posixpath
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from anyio.to_thread import run_sync
 
-from sandbox.errors import ConfigError
+from sandbox.errors import ConfigError, GuestFileError, HostFileError, SandboxError
 from sandbox.guest.tree import write_host
 from sandbox.vm import VM
 
@@ -23,13 +25,16 @@ class Transfer:
 
 
 def parse_put(text: str) -> Transfer:
-    """Read `HOST[:GUEST]`; without a guest path the name stays, in the working directory."""
+    """Read `HOST[:GUEST]`; without a guest path the name stays, and a guest path that ends with / is a directory."""
     host, _, guest = text.partition(":")
     if not host:
         raise ConfigError(f"--put {text!r} names no file of this host; write HOST or HOST:GUEST")
     if not Path(host).exists():
         raise ConfigError(f"--put {host}: there is no such file or directory on this host")
-    return Transfer(host, guest or Path(host).resolve().name)
+    if not Path(host).is_file() and not Path(host).is_dir():
+        raise ConfigError(f"--put {host}: only files and directories can be copied, and this is neither")
+    name = Path(host).resolve().name
+    return Transfer(host, guest + name if guest.endswith("/") else guest or name)
 
 
 def parse_get(text: str) -> Transfer:
@@ -41,26 +46,52 @@ def parse_get(text: str) -> Transfer:
     target = Path(host or name)
     if target.is_dir():
         raise ConfigError(f"--get {text}: {target} is a directory and would not be replaced; name another target")
+    if target.exists() and not target.is_file():  # a device above all: a name in /dev is not to be replaced
+        raise ConfigError(f"--get {text}: {target} is no regular file and would not be replaced; name another target")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"--get {text}: there is no directory {target.absolute().parent}; make it first")
     return Transfer(guest, str(target))
 
 
-async def put(vm: VM, transfer: Transfer, *, user: str | None) -> None:
-    """Copy a file or a directory of this host into the guest."""
-    await vm.upload(transfer.source, transfer.target, user=user)
+async def put(vm: VM, transfer: Transfer, *, cwd: str | None, user: str | None) -> tuple[str, ...]:
+    """Copy a file or a directory of this host into the guest; return the names of what was left out."""
+    target = posixpath.join(cwd or "", transfer.target)
+    try:
+        return (await vm.upload(transfer.source, target, user=user)).skipped
+    except GuestFileError as error:
+        said = f"--put {transfer.source}: the guest refused {target}: {error.strerror}"
+        raise GuestFileError(error.errno, said) from error
+    except SandboxError:
+        raise
+    except OSError as error:
+        raise HostFileError(error.errno, f"--put {transfer.source} cannot be read: {error.strerror}") from error
 
 
-async def get(vm: VM, transfer: Transfer, *, user: str | None) -> None:
-    """Copy a directory of the guest to a new one here, or a file, which replaces one of that name when it is whole."""
-    files, target = vm.files_of(user), Path(transfer.target)
-    if (await files.stat(transfer.source)).type == "directory":
-        await vm.download(transfer.source, target, user=user)
-        return
+async def get(vm: VM, transfer: Transfer, *, cwd: str | None, user: str | None) -> tuple[str, ...]:
+    """Copy a directory of the guest to a new one here, or a file, which replaces one of that name when it is whole.
+
+    Return the names of what was left out.
+    """
+    source, target = posixpath.join(cwd or "", transfer.source), Path(transfer.target)
+    try:
+        if (await vm.files_of(user).stat(source)).type == "directory":
+            return (await vm.download(source, target, user=user)).skipped
+        await _get_file(vm, source, target, user)
+    except GuestFileError as error:
+        said = f"--get {transfer.source}: the guest refused it: {error.strerror}"
+        raise GuestFileError(error.errno, said) from error
+    except SandboxError:
+        raise
+    except OSError as error:
+        raise HostFileError(error.errno, f"--get {transfer.source}: cannot write {target}: {error.strerror}") from error
+    return ()
+
+
+async def _get_file(vm: VM, source: str, target: Path, user: str | None) -> None:
     descriptor, name = await run_sync(lambda: tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}."))
     try:
         try:
-            async for data in files.stream(transfer.source):
+            async for data in vm.files_of(user).stream(source):
                 await run_sync(write_host, descriptor, data)
         finally:
             os.close(descriptor)
@@ -71,6 +102,8 @@ async def get(vm: VM, transfer: Transfer, *, user: str | None) -> None:
 
 
 def _publish(name: str, target: Path) -> None:
+    if os.path.lexists(target) and not target.is_file():  # it came while the script ran
+        raise OSError(errno.EEXIST, "there is something else than a regular file")
     umask = os.umask(0)
     os.umask(umask)
     Path(name).chmod(0o666 & ~umask)

@@ -1,0 +1,62 @@
+"""`sandbox doctor --clones`: two clones of the template, and the proof that they differ and know the time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sandbox.cli.doctor import Check
+from sandbox.config import HostConfig, TemplateConfig
+from sandbox.errors import ProtocolError
+from sandbox.template.template import Template
+
+_CLOCK_SECONDS = 0.5
+_DRAW = """
+import json, os, random, socket, tempfile, time, uuid
+print(json.dumps({
+    "time": time.time(),
+    "draws": {
+        "kernel randomness": os.urandom(16).hex(),
+        "uuid4": str(uuid.uuid4()),
+        "python's random": random.random(),
+        "temporary names": tempfile.mktemp(),
+        "machine id": open("/etc/machine-id").read(),
+        "boot id": open("/proc/sys/kernel/random/boot_id").read(),
+        "host name": socket.gethostname(),
+    },
+}))
+"""
+
+
+def examine_clones(config: HostConfig) -> Iterator[Check]:
+    """Restore two clones at once and compare what each of them draws and says."""
+    clones = asyncio.run(_draw_twice(config))
+    first, second = (clone["draws"] for clone in clones)
+    for name in first:
+        if first[name] == second[name]:
+            yield Check("clones", "fail", f"two clones have the same {name}", "sandbox image build --fresh")
+    if all(first[name] != second[name] for name in first):
+        yield Check("clones", "ok", f"two clones differ in {', '.join(first)}")
+    worst = max((clone["offset"] for clone in clones), key=abs)
+    status = "ok" if abs(worst) <= _CLOCK_SECONDS else "fail"
+    yield Check("clock", status, f"{worst * 1000:+.1f} ms off at most, when the clones became ready")  # type: ignore[arg-type]
+    ages = [clone["age"] for clone in clones]
+    yield Check("receipts", "ok", f"randomness, names and clock confirmed by both; restored in {max(ages):.3f} s")
+
+
+async def _draw_twice(config: HostConfig) -> list[dict[str, Any]]:
+    template = await Template.ensure(TemplateConfig(), config)
+
+    async def draw() -> dict[str, Any]:
+        started = time.monotonic()
+        async with template.lease() as vm:
+            age = time.monotonic() - started
+            if vm.receipt is None:
+                raise ProtocolError("a clone was given without a receipt")
+            said = json.loads((await vm.run(_DRAW, timeout=60)).check().text)
+            return {**said, "offset": vm.receipt.clock_offset, "age": age}
+
+    return list(await asyncio.gather(draw(), draw()))
