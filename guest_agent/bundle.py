@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import traceback
 
 _ANSWER_BYTES = 8 * 1024 * 1024
@@ -18,6 +19,7 @@ _REPRESENTATIONS = {
     "application/json": "_repr_json_",
     "application/javascript": "_repr_javascript_",
 }
+_HOME = os.path.dirname(os.path.abspath(__file__)) + os.sep
 MOST_DISPLAYED = 10_000
 
 
@@ -63,6 +65,7 @@ def describe(error):
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
         trace = trace.tb_next
+    _cut_end(trace)
     name = type.__dict__["__name__"].__get__(type(error))[:1000]
     try:
         text = str(error)
@@ -73,6 +76,14 @@ def describe(error):
     except BaseException:
         lines = f"{name}: {text}\n"
     return {"name": name, "text": _beginning(text, _ERROR_CHARACTERS), "traceback": _end(lines)}
+
+
+def _cut_end(trace):
+    """Let a trace end in the cell too: where an interrupt was raised is nobody's concern."""
+    while trace is not None and trace.tb_next is not None:
+        if trace.tb_next.tb_frame.f_code.co_filename.startswith(_HOME):
+            trace.tb_next = None
+        trace = trace.tb_next
 
 
 def fit(answer):

@@ -89,6 +89,9 @@ class Become(BaseException):
         if request.get("pty"):
             os.fchown(0, user.pw_uid, 5)  # group tty
             os.fchmod(0, 0o620)
+        else:  # so that it may open /dev/stdout and the others by name
+            for fd in range(3):
+                os.fchown(fd, user.pw_uid, user.pw_gid)
         self._limit(request.get("limits") or {})
         operation = request["op"]
         path = script.place(request["name"], request["code"]) if "code" in request else None

@@ -16,6 +16,7 @@ _TYPES = {
     stat.S_IFBLK: "device",
 }
 _UNBOUNDED = 1 << 62
+_LOST_BY_WRITING = stat.S_ISUID | stat.S_ISGID
 
 
 def describe(status, name=None):
@@ -36,6 +37,15 @@ def describe(status, name=None):
 def refuse(number):
     """Raise the error of this number."""
     raise OSError(number, os.strerror(number))
+
+
+def refusal(error):
+    """Return the answer that says why something was not done."""
+    if isinstance(error, OSError):
+        return {"errno": error.errno or errno.EIO, "text": error.strerror or str(error)}
+    if isinstance(error, RecursionError):
+        return {"errno": errno.ENAMETOOLONG, "text": "the directories are nested too deep"}
+    return {"errno": errno.EINVAL, "text": str(error)}
 
 
 def _open_regular(path, flags, mode=0o644):
@@ -78,41 +88,40 @@ def read(control, request):
 
 
 def write(control, request):
-    """The content follows the request. It is taken to its end even if the file cannot be written."""
-    failure = fd = None
+    """The content follows the request. A refusal is told at once; the content is then taken to its end, unwritten."""
+    fd, mode = None, request.get("mode")
     try:
-        if request.get("parents"):
-            os.makedirs(os.path.dirname(request["path"]) or ".", exist_ok=True)
-        mode = request.get("mode")
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.get("append") else 0)
-        flags |= os.O_EXCL if request.get("exclusive") else 0
-        fd = _open_regular(request["path"], flags, 0o644 if mode is None else mode)
-        if not request.get("append"):
-            os.ftruncate(fd, 0)
-        if mode is not None:
+        fd = _open_to_write(request, mode)
+        while control.receive_into(fd):
+            pass
+        if mode is not None and mode & _LOST_BY_WRITING:
             os.fchmod(fd, mode)
-    except (OSError, ValueError) as error:
-        failure = error
-    try:
-        failure = _take_content(control, fd, failure)
-        if failure is not None:
-            raise failure
         return {"stat": describe(os.fstat(fd))}
+    except (OSError, ValueError) as error:
+        control.send_json(refusal(error))
+        while control.receive()[0] is not Tag.END:
+            pass
+        return None
     finally:
         if fd is not None:
             os.close(fd)
 
 
-def _take_content(control, fd, failure):
-    while failure is None:
-        try:
-            if not control.receive_into(fd):
-                return None
-        except OSError as error:
-            failure = error
-    while control.receive()[0] is not Tag.END:
-        pass
-    return failure
+def _open_to_write(request, mode):
+    if request.get("parents"):
+        os.makedirs(os.path.dirname(request["path"]) or ".", exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.get("append") else 0)
+    flags |= os.O_EXCL if request.get("exclusive") else 0
+    fd = _open_regular(request["path"], flags, 0o644 if mode is None else mode)
+    try:
+        if not request.get("append"):
+            os.ftruncate(fd, 0)
+        if mode is not None:
+            os.fchmod(fd, mode)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def pack(control, request):

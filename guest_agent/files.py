@@ -1,7 +1,6 @@
 """The file server: one process for each user that files are handled as."""
 
 import ctypes
-import errno
 import os
 import signal
 import stat
@@ -23,13 +22,10 @@ def serve():
     for request in control.requests():
         try:
             answer = _OPERATIONS[request["op"]](control, request)
-        except OSError as error:
-            answer = {"errno": error.errno or errno.EIO, "text": error.strerror or str(error)}
-        except (ValueError, OverflowError) as error:
-            answer = {"errno": errno.EINVAL, "text": str(error)}
-        except RecursionError:
-            answer = {"errno": errno.ENAMETOOLONG, "text": "the directories are nested too deep"}
-        control.send_json(answer)
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
+            answer = content.refusal(error)
+        if answer is not None:  # else it was given already
+            control.send_json(answer)
     return 0
 
 

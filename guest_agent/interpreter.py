@@ -92,17 +92,23 @@ class _Cells:
     def _evaluate(self, code, name):
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
         tree = ast.parse(code, name)
-        last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)
-        self._execute(compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
-        if last is None:
-            return None
-        return self._execute(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+        last = ast.Expression(tree.body.pop().value) if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        parts = [compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)]
+        if last is not None:
+            parts.append(compile(last, name, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+        if any(part.co_flags & _CO_COROUTINE for part in parts):
+            return self._await(self._evaluate_awaiting(parts))
+        value = None
+        for part in parts:
+            value = eval(part, self._namespace)
+        return value
 
-    def _execute(self, compiled):
-        value = eval(compiled, self._namespace)
-        return self._await(value) if compiled.co_flags & _CO_COROUTINE else value
+    async def _evaluate_awaiting(self, parts):
+        for part in parts:
+            value = eval(part, self._namespace)
+            if part.co_flags & _CO_COROUTINE:
+                value = await value
+        return value
 
     def _await(self, coroutine):
         """Run it to its end; when interrupted, let it clean up, so that nothing of it goes on in the next cell."""

@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from sandbox.errors import StateError as StateError
     from sandbox.errors import TemplateError as TemplateError
     from sandbox.guest.context import Context as Context
+    from sandbox.guest.entry import Change as Change
+    from sandbox.guest.entry import FileEntry as FileEntry
+    from sandbox.guest.entry import FileStat as FileStat
     from sandbox.guest.events import Ended as Ended
     from sandbox.guest.events import Event as Event
     from sandbox.guest.events import Output as Output
     from sandbox.guest.events import Started as Started
     from sandbox.guest.execution import Execution as Execution
     from sandbox.guest.execution import Status as Status
-    from sandbox.guest.files import Change as Change
-    from sandbox.guest.files import FileEntry as FileEntry
     from sandbox.guest.files import Files as Files
-    from sandbox.guest.files import FileStat as FileStat
     from sandbox.guest.sandbox import Sandbox as Sandbox
     from sandbox.guest.tree import TreeReport as TreeReport
     from sandbox.oneshot import run as run
@@ -100,12 +100,8 @@ _HOMES = {
         "Execution",
         "Status",
     ),
-    "sandbox.guest.files": (
-        "Change",
-        "FileEntry",
-        "Files",
-        "FileStat",
-    ),
+    "sandbox.guest.entry": ("Change", "FileEntry", "FileStat"),
+    "sandbox.guest.files": ("Files",),
     "sandbox.guest.sandbox": ("Sandbox",),
     "sandbox.guest.tree": ("TreeReport",),
     "sandbox.oneshot": ("run",),

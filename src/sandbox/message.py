@@ -7,6 +7,8 @@ object, a piece of a file, or nothing. The receiver checks tag and length before
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
@@ -25,6 +27,8 @@ class Tag(IntEnum):
 
 
 JSON_BYTES = 16 * 1024 * 1024
+JSON_VALUES = 500_000
+"""A JSON message has no more values than about so many: each costs up to 80 bytes of the receiver's memory."""
 DATA_BYTES = 128 * 1024
 _LIMITS: Mapping[int, int] = {Tag.JSON: JSON_BYTES, Tag.DATA: DATA_BYTES, Tag.END: 0}
 
@@ -60,14 +64,44 @@ def decode_header(header: bytes) -> tuple[int, Tag]:
 
 
 def decode_json(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in `body`; raise `MessageError` for anything else."""
+    """Return the JSON object in `body`; raise `MessageError` for anything else.
+
+    Numbers that JSON has not (NaN and the infinities) become None, so that whatever comes out is JSON again.
+    """
+    if (
+        _marks(body) > JSON_VALUES
+        and _marks(re.sub(rb'"(?:[^"\\]++|\\.?)*+"?', b"", body, flags=re.DOTALL)) > JSON_VALUES
+    ):
+        raise MessageError(f"a message has more than {JSON_VALUES} values")
     try:
-        fields = json.loads(body)
+        fields = _JSON.decode(body.decode())
     except (ValueError, RecursionError, MemoryError) as error:
         raise MessageError(f"a message is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise MessageError(f"a message is a JSON {type(fields).__name__}, not an object")
     return fields
+
+
+def _marks(body: bytes) -> int:
+    """Return how many characters there are that set values apart."""
+    return sum(body.count(mark) for mark in (b",", b":", b"[", b"{"))
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object names a field twice")
+    return fields
+
+
+_JSON = json.JSONDecoder(
+    parse_constant=lambda _: None, parse_float=_finite, object_pairs_hook=_object_without_duplicates
+)
 
 
 class MessageDecoder:
@@ -80,13 +114,15 @@ class MessageDecoder:
         """Take received bytes and return the messages that are complete; raise `MessageError` as early as can be."""
         self._buffer += data
         messages: list[tuple[Tag, bytes]] = []
-        start = 0
-        while len(self._buffer) - start >= HEADER_BYTES:
-            length, tag = decode_header(bytes(self._buffer[start : start + HEADER_BYTES]))
-            end = start + HEADER_BYTES + length
-            if len(self._buffer) < end:
-                break
-            messages.append((tag, bytes(self._buffer[start + HEADER_BYTES : end])))
-            start = end
-        del self._buffer[:start]
+        start, size = 0, len(self._buffer)
+        with memoryview(self._buffer) as view:  # so that a body is copied once
+            while size - start >= HEADER_BYTES:
+                length, tag = decode_header(bytes(view[start : start + HEADER_BYTES]))
+                end = start + HEADER_BYTES + length
+                if size < end:
+                    break
+                messages.append((tag, bytes(view[start + HEADER_BYTES : end])))
+                start = end
+        if start:
+            del self._buffer[:start]
         return messages

@@ -178,12 +178,26 @@ def proof(entropy: bytes, hostname: bytes, machine_id: bytes, boot_id: bytes) ->
 def decode_json(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in `payload`; raise `FrameError` for anything else."""
     try:
-        message = json.loads(payload)
+        message = _JSON.decode(payload.decode())
     except (ValueError, RecursionError, MemoryError) as error:
         raise FrameError(f"the payload is not JSON: {error}") from None
     if not isinstance(message, dict):
         raise FrameError(f"the payload is a JSON {type(message).__name__}, not an object")
     return message
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object names a field twice")
+    return fields
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_without_duplicates)
 
 
 class Decoder:

@@ -10,7 +10,8 @@ with atheris.instrument_imports(include=["sandbox"]):
 
 def main() -> None:
     """Fuzz until the options say stop, or an input is found that breaks a promise."""
-    atheris.Setup(sys.argv, check)
+    again = f"{sys.executable} -m tests.fuzz.fuzz"  # libFuzzer starts itself anew to merge
+    atheris.Setup([again, *sys.argv[1:]], check)
     atheris.Fuzz()
 
 

@@ -17,6 +17,7 @@ from sandbox.guest.request import Request
 from sandbox.guest.sandbox import Sandbox
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import GUEST_LIMITS, Kind, encode
+from tests.fakes.virtual_time import VirtualTimeLoop
 
 _KINDS = [*GUEST_LIMITS, Kind.OUT, Kind.ANSWER, Kind.ANSWER]
 _SLOWEST_SECONDS = 1.0
@@ -44,15 +45,15 @@ class _Stream:
 
 def check(data: bytes) -> None:
     """Feed one input; raise if anything but an error of ours comes of it, or if it takes too long or too much."""
-    started = time.monotonic()
-    loop = asyncio.new_event_loop()
+    started = time.process_time()  # a hang is for the fuzzer to notice; a busy machine is no fault of ours
+    loop = VirtualTimeLoop()  # who waits for a deadline does not hold us up
     try:
         loop.run_until_complete(_check(data))
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
-    if time.monotonic() - started > _SLOWEST_SECONDS:
-        raise AssertionError(f"it took {time.monotonic() - started:.1f} s")
+    if time.process_time() - started > _SLOWEST_SECONDS:
+        raise AssertionError(f"it took {time.process_time() - started:.1f} s")
 
 
 async def _check(data: bytes) -> None:
@@ -85,7 +86,7 @@ async def _check(data: bytes) -> None:
 
 
 def _readers(sandbox: Sandbox) -> list[Coroutine[Any, Any, object]]:
-    """Executions 1 to 6, in this order; 7 is a plain one that nobody follows."""
+    """Executions 2 to 7, in this order; 1 is a plain one that nobody follows."""
 
     async def follow() -> None:
         async for _ in sandbox._client.start(Request("argv", {"argv": ["x"]})).events():

@@ -12,7 +12,7 @@ from sandbox.image.recipe import known_recipes, load_recipe
 
 def test_the_recipes_that_come_along() -> None:
     """Each loads, is called after its file, and brings the agent's Python."""
-    assert known_recipes() == ["default", "minimal"]
+    assert known_recipes() == ["default", "minimal", "node"]
     for name in known_recipes():
         assert load_recipe(name).name == name
         assert "python3" in load_recipe(name).packages

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +53,15 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--put", "missing"), b"no such file or directory on this host"),
+        (("--put", "fifo"), b"only files and directories"),
+        (("--put", "bad:/root/x"), b"the guest refused /root/x: Permission denied"),
+        (("--get", "a:fifo"), b"no regular file and would not be replaced"),
         (("--get", ".."), b"names no file of the guest"),
         (("--get", "a:."), b"is a directory"),
         (("--get", "a:no/such/b"), b"make it first"),
         (("--env-file", "missing"), b"cannot be read"),
         (("--env-file", "bad"), b"line 2: expected KEY=VALUE"),
+        (("--env-file", "open"), b"line 1: the value of A has no closing quote"),
         (("--idle-timeout", "0"), b"leaves no time"),
         (("--language", "cobol"), b"it has python, bash"),
     ],
@@ -63,15 +69,20 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path) -> None:
 def test_mistakes_are_told_before_or_instead_of_a_run(tmp_path: Path, arguments: tuple[str, ...], said: bytes) -> None:
     """Each wrong argument is one line that says what to do, and status 125."""
     (tmp_path / "bad").write_text("A=1\nnonsense\n")
+    (tmp_path / "open").write_text("A='secret\n")
+    os.mkfifo(tmp_path / "fifo")
     done = sandbox("exec", *arguments, "-c", "1", cwd=tmp_path)
     assert done.returncode == 125
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert b"nonsense" not in done.stderr
+    assert b"secret" not in done.stderr
+    assert (tmp_path / "fifo").is_fifo()
 
 
 def test_environment_directory_user_and_language(tmp_path: Path) -> None:
     """Variables of a file and of the command line, another directory and user, and a shell script by its ending."""
-    (tmp_path / "vars").write_text("# comment\nexport A='one two'\nB=file\n\n")
+    (tmp_path / "vars").write_text("# comment\r\nexport A='one two'  # quoted\nB=file\n\n")
     (tmp_path / "script.sh").write_text('echo "$A|$B|$1|$(id -un)|$PWD"\n')
     options = ("--env-file", "vars", "--env", "B=line", "--cwd", "/tmp", "--user", "root")
     done = sandbox("exec", *options, "script.sh", "x", cwd=tmp_path)
@@ -100,3 +111,67 @@ def test_guest_cannot_act_on_our_terminal_by_our_messages(tmp_path: Path) -> Non
     done = sandbox("exec", "--get", "no\x1b[31mfile", "-c", script, cwd=tmp_path)
     assert done.returncode == 125
     assert b"\x1b" not in done.stderr
+
+
+def test_relative_paths_start_at_the_working_directory(tmp_path: Path) -> None:
+    """`--cwd` holds for `--put` and `--get`, too; a guest path that ends with / takes the file's name."""
+    (tmp_path / "a").write_text("abc")
+    done = sandbox(
+        "exec", "--cwd", "/tmp", "--put", "a:in/", "--get", "in/a:b", "-c", "open('in/a').read()", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "b").read_text() == "abc"
+
+
+def test_what_is_left_out_of_a_directory_is_told(tmp_path: Path) -> None:
+    """Links do not come along; one line says so."""
+    done = sandbox("exec", "--get", "d", "-c", "import os; os.mkdir('d'); os.symlink('x', 'd/link')", cwd=tmp_path)
+    assert done.returncode == 0
+    assert b"left out 1" in done.stderr
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_lead_nowhere(tmp_path: Path, closed: str) -> None:
+    """Output for a closed stream is dropped: it goes into no file that has the number by now; the status is right."""
+    code = "import os; os.write(1, b'out'); os.write(2, b'err'); raise SystemExit(6)"
+    line = f'exec "$@" {closed}'
+    command = ["bash", "-c", line, "bash", sys.executable, "-m", "sandbox", "exec", "-c", code]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path)
+    assert done.returncode == 6
+    assert done.stdout == (b"" if ">&-" in closed.split() else b"out")
+    assert done.stderr == (b"" if "2>&-" in closed.split() else b"err")
+
+
+@pytest.mark.parametrize(("redirection", "status"), [("<&-", 125), ("0>written", 126)])
+def test_script_that_cannot_be_read_from_standard_input_is_told(tmp_path: Path, redirection: str, status: int) -> None:
+    """`exec -` without an input that can be read is one line and no internal error."""
+    command = ["bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-m", "sandbox", "exec", "-"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path)
+    assert (done.returncode, b"standard input" in done.stderr, b"internal" in done.stderr) == (status, True, False)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_told(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A full disk under standard output is one line and status 125."""
+    command = [sys.executable, "-m", "sandbox", "exec", *options, "-c", "print(1)"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False, timeout=SECONDS
+        )
+    assert done.returncode == 125
+    assert done.stderr == b"sandbox: our stdout cannot be written: No space left on device\n"
+
+
+def test_terminal_that_nobody_reads_does_not_hold_up_a_time_out() -> None:
+    """The event loop never waits for a terminal's room."""
+    master, slave = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "sandbox", "exec", "--timeout", "2", "-c", "while True: print('x' * 1000)"]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.PIPE, check=False, timeout=SECONDS
+        )
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert (done.returncode, b"timed out after 2 s" in done.stderr) == (124, True)

@@ -91,8 +91,10 @@ def test_editing_interrupting_and_stopping() -> None:
         typist.type("\x1b[A\r")  # the line before, by the arrow
         typist.see(rb"\nfirst\r\n")
         typist.see(PROMPT)
-        typist.type("sh -c 'echo up; exec sleep 1000'\r")
+        typist.type("sh -c 'echo up; read line; echo got $line; exec sleep 1000'\r")
         typist.see(rb"\nup\r\n")
+        typist.type("it\r")
+        typist.see(rb"\ngot it\r\n")  # it reads, so bash has given it the terminal, and signals with it
         typist.type("\x03")
         typist.see(PROMPT)
         typist.type("echo $?\r")
@@ -100,6 +102,8 @@ def test_editing_interrupting_and_stopping() -> None:
         typist.see(PROMPT)
         typist.type("sh -c 'echo up; exec cat'\r")
         typist.see(rb"\nup\r\n")
+        typist.type("there\r")
+        typist.see(rb"there\r\nthere\r\n")
         typist.type("\x1a")
         typist.see(rb"Stopped")
         typist.see(PROMPT)

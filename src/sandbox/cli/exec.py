@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import sys
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from sandbox.cli.environment import variables
 from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
-from sandbox.cli.run import printable, report, run
+from sandbox.cli.run import complain, describe, report, run, say
 from sandbox.cli.streams import pass_on, raw_terminal, standard_input, terminal_size
 from sandbox.cli.transfer import Transfer, get, parse_get, parse_put, put
 from sandbox.config import TemplateConfig
@@ -101,7 +100,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
             result = await _run(vm, request, job)
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:
-                print(json.dumps({**_envelope(lost.partial), "kind": "infra", "error": _error(lost)}))
+                say({**_envelope(lost.partial), "kind": "infra", "error": describe(lost)})
                 return TOOL_FAILED
             raise
         failure = await _get_all(vm, job.get, request)
@@ -110,10 +109,10 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
         status = TOOL_FAILED
     if request.as_json:
         envelope = _envelope(result) | {"exit_code": status}
-        print(json.dumps(envelope if failure is None else envelope | {"error": _error(failure)}))
+        say(envelope if failure is None else envelope | {"error": describe(failure)})
         return status
     if result.outcome is not Outcome.EXITED:
-        print(f"sandbox: {printable(result.describe())}", file=sys.stderr)
+        complain(result.describe())
     if failure is not None:
         report(failure)
     return status
@@ -157,8 +156,7 @@ async def _get_all(vm: VM, transfers: list[Transfer], request: ExecRequest) -> S
 def _tell_skipped(option: str, transfer: Transfer, names: tuple[str, ...]) -> None:
     if names:
         some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        said = f"--{option} {transfer.source}: left out {len(names)}, neither files nor directories: {some}"
-        print(f"sandbox: {printable(said)}", file=sys.stderr)
+        complain(f"--{option} {transfer.source}: left out {len(names)}, neither files nor directories: {some}")
 
 
 class ScriptError(ConfigError):
@@ -223,7 +221,3 @@ def _envelope(result: Result) -> dict[str, object]:
         envelope[f"{name}_bytes"] = getattr(result, f"{name}_bytes")
         envelope[f"{name}_truncated"] = getattr(result, f"{name}_truncated")
     return envelope
-
-
-def _error(error: SandboxError) -> dict[str, str]:
-    return {"code": error.code, "message": str(error)}

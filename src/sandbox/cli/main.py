@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -235,8 +236,23 @@ def image_prune() -> None:
     raise typer.Exit(prune())
 
 
+def _hold_standard_streams() -> None:
+    """Let a standard stream that we were started without lead nowhere.
+
+    Otherwise the next file or socket to be opened gets its number, and the guest's output would be written there.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - print(file=None) would take stdout
+
+
 def main() -> None:
     """Entry point: no failure of ours ends in a traceback or in an exit code that a script could have given."""
+    pass
     try:
         app()
     except KeyboardInterrupt:
@@ -245,7 +261,9 @@ def main() -> None:
         import logging
         import traceback
 
-        print(f"sandbox: internal error: {type(error).__name__}: {error}; -vv shows where", file=sys.stderr)
+        from sandbox.cli.run import complain
+
+        complain(f"internal error: {type(error).__name__}: {error}; -vv shows where")
         if logging.getLogger("sandbox").isEnabledFor(logging.DEBUG):
             traceback.print_exc()
         sys.exit(TOOL_FAILED)

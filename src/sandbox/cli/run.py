@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from sandbox.cli.main import INTERRUPTED, TOOL_FAILED
-from sandbox.errors import SandboxError
+from sandbox.errors import HostFileError, SandboxError
 
 MESSAGE_CHARACTERS = 4000
 
@@ -45,18 +46,51 @@ def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
     except SandboxError as error:
         return report(error, as_json=as_json)
     except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
+        _discard_output()
         return 128 + signal.SIGPIPE
 
 
 def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAILED) -> int:
     """Print an error of ours, as one line or as an envelope, and return the exit code."""
     if as_json:
-        print(json.dumps({"kind": "infra", "exit_code": status, "error": {"code": error.code, "message": str(error)}}))
+        try:
+            say({"kind": "infra", "exit_code": status, "error": describe(error)})
+        except (BrokenPipeError, HostFileError):
+            complain(describe(error)["message"])
+            _discard_output()
     else:
-        print(f"sandbox: {printable(str(error))}", file=sys.stderr)
+        complain(describe(error)["message"])
     return status
+
+
+def describe(error: SandboxError) -> dict[str, str]:
+    """Return an error's code and words, without a number of the operating system before them."""
+    said = error.strerror if isinstance(error, OSError) and error.filename is None else None
+    return {"code": error.code, "message": said or str(error)}
+
+
+def say(document: Mapping[str, object]) -> None:
+    """Print one JSON document on standard output; raise `HostFileError` where it cannot be written."""
+    try:
+        print(json.dumps(document), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostFileError(error.errno, f"our stdout cannot be written: {error.strerror}") from error
+
+
+def complain(message: str) -> None:
+    """Print one line of ours on standard error; if that cannot be written, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(f"sandbox: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def _discard_output() -> None:
+    """Have the interpreter's last flush of standard output go nowhere, instead of failing again."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
 def printable(text: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.cli.environment import variables
 from sandbox.cli.exec import memory_mib
-from sandbox.cli.run import printable, report, run
+from sandbox.cli.run import complain, report, run
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
 from sandbox.config import TemplateConfig
 from sandbox.errors import SandboxError
@@ -64,5 +63,5 @@ async def _shell(request: ShellRequest, env: dict[str, str], config: TemplateCon
                 user=request.user,
             )
     if result.outcome is not Outcome.EXITED:
-        print(f"sandbox: {printable(result.describe())}", file=sys.stderr)
+        complain(result.describe())
     return result.shell_status

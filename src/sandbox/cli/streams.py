@@ -9,13 +9,16 @@ import sys
 import termios
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 
 import anyio
 
+from sandbox.errors import HostFileError
 from sandbox.guest.events import StreamName
 
 _PIPE_BYTES = 4096
+_FULL_SECONDS = 0.01
 DEFAULT_SIZE = (24, 80)
 
 
@@ -32,6 +35,8 @@ async def standard_input() -> AsyncIterator[bytes]:
             return
         try:
             data = os.read(0, 64 * 1024)
+        except BlockingIOError:  # somebody else who shares it was faster
+            continue
         except OSError:  # a terminal that was hung up
             return
         if not data:
@@ -50,7 +55,28 @@ async def pass_on(stream: StreamName, data: bytes) -> None:
             piece = view[:_PIPE_BYTES]  # a pipe that polls as writable takes so much without blocking
         except PermissionError:  # a regular file
             pass
-        view = view[os.write(descriptor, piece) :]
+        try:
+            view = view[os.write(descriptor, piece) :]
+        except BlockingIOError:  # a terminal with room for one byte polls as writable, and does not take a line's end
+            await anyio.sleep(_FULL_SECONDS)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HostFileError(error.errno, f"our {stream} cannot be written: {error.strerror}") from error
+
+
+@cache
+def _unblocked(descriptor: int) -> int:
+    """Return a descriptor of our own for a terminal: it polls as writable when it takes less than a piece.
+
+    Its flags are not shared, as those of the descriptor that we were given are, with the shell that started us.
+    """
+    if not os.isatty(descriptor):
+        return descriptor
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # a terminal that belongs to another user, after `su`
+        return descriptor
 
 
 def is_interactive() -> bool:
@@ -78,10 +104,20 @@ def raw_terminal(on_resize: Callable[[int, int], None]) -> Iterator[None]:
         return
     loop = asyncio.get_running_loop()
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+
+    def resume() -> None:
+        with suppress(termios.error):
+            tty.setraw(0, termios.TCSANOW)  # what was typed ahead stays
+        on_resize(*terminal_size())
+
     loop.add_signal_handler(signal.SIGWINCH, lambda: on_resize(*terminal_size()))
+    loop.add_signal_handler(signal.SIGCONT, resume)  # after a stop the shell has set the modes that it likes
     try:
+        tty.setraw(0, termios.TCSANOW)
         yield
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        loop.remove_signal_handler(signal.SIGCONT)
+        with suppress(termios.error):  # it was hung up
+            termios.tcflush(0, termios.TCIFLUSH)  # what was meant for the guest must not run on the host
+            termios.tcsetattr(0, termios.TCSANOW, before)

@@ -93,7 +93,9 @@ class GuestClient:
             except ProtocolError as error:
                 raise self._fail(lost(Cause.PROTOCOL, str(error))) from None
             offset = (ready.clock_ns - answered) / 1e9
-            if attempt == 0 and is_cold and (delay := ahead - offset) < _LONGEST_DELAY:  # else the guest was still booting
+            if (
+                attempt == 0 and is_cold and (delay := ahead - offset) < _LONGEST_DELAY
+            ):  # else the guest was still booting
                 GuestClient._delay = max(0.0, delay)
             if abs(offset) <= GOOD_CLOCK_ERROR:
                 break

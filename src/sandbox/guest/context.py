@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
-import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from sandbox.certificate import Cause, DeathCertificate
+from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestLost, StateError
+from sandbox.guest.cell import Answer, Cell
 from sandbox.guest.client import GuestClient
-from sandbox.guest.events import NAMES, StreamName
+from sandbox.guest.events import StreamName
 from sandbox.guest.execution import Execution
-from sandbox.guest.output import Record
+from sandbox.guest.language import cell_request, interruption
 from sandbox.guest.request import CAPTURE_BYTES, Request
 from sandbox.guest.server import Server, ServerGone
-from sandbox.result import CellError, CellResult, Outcome
-from sandbox.wire import Kind
+from sandbox.result import CellResult, Outcome
+from sandbox.wire import GRANT_BYTES, WINDOW_BYTES, Kind
 
 INTERRUPT_SECONDS = 1.0
 """An interrupted cell has so long to come to its end; then the whole context is killed."""
-_UNBOUNDED = 1 << 62
-_BASH = r"""
-trap : INT
-while IFS= read -r -d '' -u 3 __number && IFS= read -r -d '' -u 3 __code; do
-    eval "$__code" 3<&- 4>&-
-    printf -v __code '{"number":%d,"status":%d}' "$__number" "$?"
-    printf -v __number '%03o' "${#__code}"
-    printf '\0\0\0\'"$__number"'\1%s' "$__code" >&4
-done
-"""
-"""Takes a number and code, each ended by NUL, and answers with a message: three bytes of its length are always 0."""
-
-
-class _Answer(BaseModel):
-    """What a context says about one cell."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: int
-    value: dict[str, Any] | None = None
-    displayed: list[dict[str, Any]] = Field(default_factory=list)
-    error: CellError | None = None
-    status: int | None = Field(default=None, ge=0, le=255)
+_SENT_AT_ONCE = WINDOW_BYTES - GRANT_BYTES
 
 
 class Context:
@@ -67,7 +44,9 @@ class Context:
         self._turn = anyio.Lock()
         self._number = 0
         self._busy_with = 0
-        self._interrupt: asyncio.TimerHandle | None = None
+        self._is_sending = False
+        self._is_interrupted = False
+        self._deadline: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Context {self.id} {self.language} {'alive' if self.is_alive else 'ended'}>"
@@ -100,77 +79,102 @@ class Context:
         if it does not come to its end within a second, the whole context is killed. Raises `StateError` when the
         context has ended before, and `GuestLost` when the VM goes meanwhile.
         """
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
+        if capture_bytes < 0:
+            raise ConfigError(f"capture_bytes is {capture_bytes}; give 0 or more")
+        request = cell_request(self.language, code)
         async with self._turn:
-            await self._skip_late_answer()
+            await self._make_ready()
             if not self.is_alive:
-                raise StateError(f"the context {self.id} has ended ({self.execution.outcome}); open another one")
+                outcome = self.execution.outcome or "closed"
+                raise StateError(f"the context {self.id} has ended ({outcome}); open another one")
             self._number += 1
-            cell = _Cell(self.execution, self._number, capture_bytes, on_output)
-            self._busy_with = self._number
+            cell = Cell(self.execution, self._number, capture_bytes, on_output, self._fail)
+            self._busy_with, self._is_interrupted = self._number, False
             try:
-                return await self._run(cell, code, timeout)
+                return await self._run(cell, request(self._number), timeout)
             finally:
                 self.execution.unfollow(cell)
                 if self._busy_with:
-                    self._interrupt_or_kill("the call that ran it was cancelled")
+                    self._interrupt_or_kill(Cause.CANCELLED, "the call that ran a cell was cancelled")
 
-    async def _run(self, cell: _Cell, code: str, timeout: float | None) -> CellResult:
+    def interrupt(self) -> None:
+        """Interrupt the running cell as Ctrl-C does; nothing happens if none runs."""
+        if not self._busy_with:
+            return
+        self._is_interrupted = True
+        if not self._is_sending:
+            # The signal is for a cell that runs, the word for one that has not begun: one of the two is in time.
+            self.execution.send_input_nowait(Kind.ASK, interruption(self.language, self._busy_with))
+            self.execution.send_signal(signal.SIGINT)
+
+    async def _run(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
+        answer = None
         try:
-            await self._ask(cell.number, code)
-            answer = None
-            with anyio.move_on_after(timeout) as deadline:
+            with anyio.move_on_after(timeout):
+                await self._ask(request)
                 answer = await self._answer()
-            timed_out = deadline.cancelled_caught
-            if timed_out:
-                self._interrupt_or_kill(f"a cell timed out after {timeout:g} s and did not come to its end")
+            if timed_out := answer is None:
+                why = f"a cell timed out after {timeout:g} s and did not come to its end"
+                self._interrupt_or_kill(Cause.DEADLINE, why)
                 answer = await self._answer()
         except ServerGone:
-            return await self._ended(cell)
+            result = await self._ended(cell)
+        else:
+            result = cell.result(answer, timeout if timed_out else None)
         if cell.failure is not None:
             raise cell.failure
-        return cell.result(answer, timeout if timed_out else None)
+        return result
 
-    async def _ask(self, number: int, code: str) -> None:
-        if self.language == "bash":
-            if "\0" in code:
-                raise ConfigError("the code holds a NUL byte, which bash cannot take")
-            data = f"{number}\0{code}\0".encode("utf-8", "surrogateescape")
-            await self.execution.send_input(Kind.ASK, data)
-        else:
-            await self._server.ask({"number": number, "code": code})
+    async def _ask(self, request: bytes) -> None:
+        """Send a request; if only a part of it can be sent, the interpreter is of no further use."""
+        self._is_sending = True
+        try:
+            await self.execution.send_input(Kind.ASK, request)
+        except BaseException:
+            if len(request) > _SENT_AT_ONCE:
+                self.execution.stop(Cause.CANCELLED, "a cell was cancelled while its code was being sent")
+            raise
+        finally:
+            self._is_sending = False
+        if self._is_interrupted:
+            self.interrupt()
 
-    async def _answer(self) -> _Answer:
+    async def _answer(self) -> Answer:
         """Return the answer to the cell that is under way."""
         try:
-            answer = _Answer.model_validate(await self._server.receive_json())
+            answer = Answer.model_validate(await self._server.receive_json())
         except ValidationError as error:
             raise self._server.nonsense(str(error).splitlines()[0]) from error
+        if answer.number != self._busy_with:
+            raise self._server.nonsense(f"an answer to cell {answer.number} instead of {self._busy_with}")
         self._busy_with = 0
-        if self._interrupt is not None:
-            self._interrupt.cancel()
-            self._interrupt = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         return answer
 
-    async def _skip_late_answer(self) -> None:
+    async def _make_ready(self) -> None:
+        """Have standard input at its end, and skip the answer of a cell that was cancelled."""
+        if self._number == 0:
+            await self.execution.close_stdin()
         if self._busy_with:
             try:
                 await self._answer()
             except ServerGone:
                 self._busy_with = 0
 
-    def _interrupt_or_kill(self, why: str) -> None:
+    def _fail(self) -> None:
+        self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
+
+    def _interrupt_or_kill(self, cause: Cause, why: str) -> None:
         self.interrupt()
-        if self._interrupt is None and self.is_alive:
+        if self._deadline is None and self.is_alive:
             loop = asyncio.get_running_loop()
-            self._interrupt = loop.call_later(INTERRUPT_SECONDS, self.execution.stop, Cause.DEADLINE, why)
+            self._deadline = loop.call_later(INTERRUPT_SECONDS, self.execution.stop, cause, why)
 
-    def interrupt(self) -> None:
-        """Interrupt the running cell as Ctrl-C does; nothing happens if none runs."""
-        self.execution.send_signal(signal.SIGINT)
-
-    async def _ended(self, cell: _Cell) -> CellResult:
+    async def _ended(self, cell: Cell) -> CellResult:
         """The interpreter is gone: raise if the VM is, else say how it ended."""
         self._busy_with = 0
         try:
@@ -182,8 +186,9 @@ class Context:
         return cell.last_result(result.outcome, result.exit_code, result.signal, result.certificate)
 
     async def aclose(self) -> None:
-        """End the interpreter and every program that it started. May be called twice."""
+        """End the interpreter and every program that it started; return when they have. May be called twice."""
         self._server.close()
+        await self.execution.wait_over()
 
     async def __aenter__(self) -> Context:
         return self
@@ -192,90 +197,3 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-class _Cell:
-    """Collects what is written while one cell runs."""
-
-    def __init__(
-        self, execution: Execution, number: int, keep: int, on_output: Callable[[StreamName, bytes], None] | None
-    ) -> None:
-        self.number = number
-        self.failure: Exception | None = None
-        self._execution = execution
-        self._record = Record(keep, memory=keep)
-        self._on_output = on_output
-        self._started = time.monotonic()
-        self._started_at = datetime.now(UTC)
-        execution.follow(self)
-
-    def floor(self, _kind: Kind) -> int:
-        return _UNBOUNDED
-
-    def feed(self, kind: Kind, _offset: int, data: bytes) -> None:
-        self._record.add(kind, data)
-        if self._on_output is not None and self.failure is None:
-            try:
-                self._on_output(NAMES[kind], data)
-            except Exception as error:  # noqa: BLE001 - raised from `Context.run`, whose caller it belongs to
-                self.failure = error
-                self._execution.send_signal(signal.SIGINT)
-
-    def wake(self) -> None: ...
-
-    def result(self, answer: _Answer | None, timeout: float | None) -> CellResult:
-        assert answer is not None
-        status = answer.status if answer.status is not None else int(answer.error is not None)
-        certificate = None
-        if timeout is not None:
-            said = f"timed out after {timeout:g} s and was interrupted; the context lives on"
-            certificate = DeathCertificate(Cause.DEADLINE, said, retry_safe=False)
-        elif status:
-            said = f"raised {answer.error.name}: {answer.error.text}" if answer.error else f"ended with {status}"
-            certificate = DeathCertificate(Cause.EXIT_STATUS, said[:1000], retry_safe=False)
-        return self._make(
-            Outcome.EXITED if timeout is None else Outcome.TIMED_OUT,
-            status if timeout is None else None,
-            None,
-            certificate,
-            value=answer.value,
-            displayed=tuple(answer.displayed),
-            error=answer.error,
-        )
-
-    def last_result(
-        self, outcome: Outcome, code: int | None, number: int | None, certificate: DeathCertificate | None
-    ) -> CellResult:
-        return self._make(outcome, code, number, certificate, context_alive=False)
-
-    def _make(
-        self, outcome: Outcome, code: int | None, number: int | None, certificate: DeathCertificate | None, **more: Any
-    ) -> CellResult:
-        out, err = (self._record.streams[kind] for kind in NAMES)
-        return CellResult(
-            outcome=outcome,
-            exit_code=code,
-            signal=number,
-            stdout=out.head_in_memory(),
-            stderr=err.head_in_memory(),
-            stdout_bytes=out.total,
-            stderr_bytes=err.total,
-            duration=time.monotonic() - self._started,
-            vm=self._execution.vm,
-            id=f"{self._execution.id}/{self.number}",
-            started_at=self._started_at,
-            ended_at=datetime.now(UTC),
-            certificate=certificate,
-            runs=self._record.runs,
-            **more,
-        )
-
-
-def context_request(language: str, fields: Mapping[str, Any]) -> Request:
-    """Return the request that starts an interpreter."""
-    if language == "python":
-        return Request("interpreter", {}, is_server=True, keep_bytes=0, **fields)
-    if language == "bash":
-        argv = {"argv": ["bash", "--norc", "-c", _BASH]}
-        return Request("argv", argv, is_server=True, keep_bytes=0, **fields)
-    raise ConfigError(f"there is no persistent context for {language!r}; there are python and bash")

@@ -11,6 +11,8 @@ from sandbox.certificate import Cause, DeathCertificate
 from sandbox.result import Outcome
 
 SIGNAL_MAX = 64
+_COUNT_MAX = 2**64 - 1
+_SECONDS_MAX = 1e9
 _FULL_BYTES = 64 * 1024
 _OOM_STATUS = 128 + signal.SIGKILL
 
@@ -20,9 +22,9 @@ class Evidence(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    forks_refused: int = Field(ge=0)
-    disk_free_bytes: int = Field(ge=0)
-    files_free: int = Field(ge=0)
+    forks_refused: int = Field(ge=0, le=_COUNT_MAX)
+    disk_free_bytes: int = Field(ge=0, le=_COUNT_MAX)
+    files_free: int = Field(ge=0, le=_COUNT_MAX)
     kernel_log: str = Field(default="", max_length=1000)
 
 
@@ -33,10 +35,10 @@ class End(BaseModel):
 
     code: int | None = Field(ge=0, le=255)
     signal: int | None = Field(ge=1, le=SIGNAL_MAX)
-    wall_s: float = Field(ge=0)
-    cpu_s: float | None = Field(default=None, ge=0)
-    peak_memory_bytes: int | None = Field(default=None, ge=0)
-    oom_kills: int = Field(default=0, ge=0)
+    wall_s: float = Field(ge=0, le=_SECONDS_MAX)
+    cpu_s: float | None = Field(default=None, ge=0, le=_SECONDS_MAX)
+    peak_memory_bytes: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
+    oom_kills: int = Field(default=0, ge=0, le=_COUNT_MAX)
     evidence: Evidence | None = None
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-PATH_CHARACTERS = 64 * 1024
+from pydantic import BaseModel, ConfigDict
 
 FileType = Literal["file", "directory", "symlink", "fifo", "socket", "device", "other"]
 
@@ -24,14 +22,14 @@ class FileStat(BaseModel):
     """Seconds since 1970, by the guest's clock."""
     uid: int
     gid: int
-    target: str | None = Field(default=None, max_length=PATH_CHARACTERS)
+    target: str | None = None
     """Where a symbolic link points to."""
 
 
 class FileEntry(FileStat):
     """A file in a directory. Bytes of its name that are no text are lone surrogates, as `os.fsdecode` gives them."""
 
-    name: str = Field(max_length=PATH_CHARACTERS)
+    name: str
 
 
 class Change(BaseModel):
@@ -41,6 +39,6 @@ class Change(BaseModel):
 
     type: Literal["created", "removed", "modified", "written", "attributes", "overflow"]
     """`written` is when a writer closes the file. After `overflow` changes were lost: look at everything again."""
-    path: str = Field(max_length=PATH_CHARACTERS)
+    path: str
     """Relative to what is watched; empty for itself."""
     is_directory: bool

@@ -30,6 +30,7 @@ from sandbox.wire import (
     Frame,
     FrameError,
     Kind,
+    decode_json,
     decode_pid,
     decode_window,
     size,
@@ -221,7 +222,8 @@ class Execution:
         view = memoryview(data)
         while view and not self.has_ended:
             if not self._credit[kind]:
-                self._has_credit = anyio.Event()
+                if self._has_credit.is_set():  # else others wait for the same event
+                    self._has_credit = anyio.Event()
                 await self._has_credit.wait()
                 continue
             piece = view[: min(CHUNK_BYTES, self._credit[kind])]
@@ -229,6 +231,14 @@ class Execution:
             self._send(kind, bytes(piece))
             view = view[len(piece) :]
         await self._client.drained()
+
+    def send_input_nowait(self, kind: Kind, data: bytes) -> bool:
+        """Send a few bytes at once if the guest has room for them; return whether it had."""
+        if self.has_ended or self._credit[kind] < len(data):
+            return False
+        self._credit[kind] -= len(data)
+        self._send(kind, data)
+        return True
 
     def follow(self, follower: Follower) -> None:
         self._followers.add(follower)
@@ -258,7 +268,7 @@ class Execution:
             self.pid = decode_pid(frame.payload)
             self._wake()
         elif frame.kind is Kind.EXITED:
-            end = End.model_validate_json(frame.payload)
+            end = End.model_validate(decode_json(frame.payload))
             if (end.code is None) == (end.signal is None):
                 raise FrameError("an end has either an exit code or a signal")
             self._end = end
@@ -308,7 +318,7 @@ class Execution:
         else:
             self._last_output = time.monotonic()
             self.record.add(kind, data)
-            for follower in self._followers:
+            for follower in list(self._followers):  # one may bring another one in
                 follower.feed(kind, offset, data)
             self._wake()
             limit = self._request.output_bytes
@@ -343,7 +353,7 @@ class Execution:
         self._client.on_ended(self)
 
     def _wake(self) -> None:
-        for follower in self._followers:
+        for follower in list(self._followers):
             follower.wake()
 
     def _settle_all(self) -> None:

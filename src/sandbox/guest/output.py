@@ -64,6 +64,7 @@ class StreamRecord:
 
     async def read(self, offset: int, size: int) -> tuple[int, bytes]:
         """Return up to `size` bytes and where they begin: later than `offset` if those before were not kept."""
+        offset = max(0, offset)
         if offset < len(self._head):
             return offset, bytes(self._head[offset : offset + size])
         if self._spill is not None and offset < self.kept:
@@ -109,10 +110,12 @@ class Record:
     def add(self, kind: Kind, data: bytes) -> None:
         self.streams[kind].add(data)
         runs = self.runs
+        if not self.combined_is_whole:
+            return
         if not runs and kind is Kind.ERR:
             runs.append(0)
         if runs and (kind is Kind.OUT) == (len(runs) % 2 == 1):
-            if self.combined_is_whole and runs[-1] + len(data) < 2**32:
+            if runs[-1] + len(data) < 2**32:
                 runs[-1] += len(data)
                 return
         elif len(runs) < MOST_RUNS:

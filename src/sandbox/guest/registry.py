@@ -48,10 +48,10 @@ class Registry:
         if ident and (ident in self._by_id or ident in self._forgotten):
             raise StateError(f"an execution {ident!r} was started before in this VM; `attach` gives it")
         self._last_number += 1
+        while not ident and self.was_used(f"x{self._last_number}"):  # a caller took the name that was next
+            self._last_number += 1
         execution = make(self._last_number)
-        execution.id = execution.id or f"x{self._last_number}"
-        if execution.id in self._by_id:
-            raise StateError(f"the id {execution.id!r} is taken; give another id")
+        execution.id = ident or f"x{self._last_number}"
         self._running[execution.number] = self._by_id[execution.id] = execution
         return execution
 

@@ -14,10 +14,11 @@ from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
 from sandbox.guest import tree
 from sandbox.guest.client import GuestClient
-from sandbox.guest.context import Context, context_request
+from sandbox.guest.context import Context
 from sandbox.guest.events import Output, StreamName
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
+from sandbox.guest.language import start_request
 from sandbox.guest.request import Request, command, script
 from sandbox.guest.tree import TreeReport
 from sandbox.result import Result
@@ -149,7 +150,7 @@ class Sandbox:
         if language not in self.languages:
             raise ConfigError(f"the image has no language {language!r}; it has {', '.join(self.languages)}")
         fields = {key: value for key, value in options.items() if key != "capture_bytes"}
-        return Context(self._client, language, context_request(language, fields))
+        return Context(self._client, language, start_request(language, fields))
 
     @property
     def files(self) -> Files:

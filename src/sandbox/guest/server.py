@@ -11,7 +11,7 @@ import anyio
 from sandbox.certificate import Cause
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
-from sandbox.message import MessageDecoder, MessageError, Tag, decode_json, encode, encode_json
+from sandbox.message import HEADER_BYTES, MessageDecoder, MessageError, Tag, decode_json, encode, encode_json
 from sandbox.wire import Kind
 
 
@@ -36,7 +36,13 @@ class Server:
 
     @property
     def is_alive(self) -> bool:
-        return not self.execution.has_ended
+        """Whether it may be asked: it runs, and nobody has ordered its end."""
+        return not self.execution.has_ended and not self.execution.was_stopped
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether there is a message that nobody has received."""
+        return bool(self._messages)
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the answer stream."""
@@ -47,7 +53,7 @@ class Server:
             self.nonsense(str(error))
             return
         self._messages.extend(messages)
-        self._queued += sum(len(body) for _, body in messages)
+        self._queued += sum(HEADER_BYTES + len(body) for _, body in messages)  # a body may be empty
         self.taken = self._fed - self._queued
         self.wake()
 
@@ -70,7 +76,7 @@ class Server:
             self._news = anyio.Event()
             await self._news.wait()
         tag, body = self._messages.popleft()
-        self._queued -= len(body)
+        self._queued -= HEADER_BYTES + len(body)
         self.taken = self._fed - self._queued
         self.execution.settle(Kind.ANSWER)
         return tag, body
@@ -78,15 +84,20 @@ class Server:
     async def receive_json(self) -> dict[str, Any]:
         """Return the next message's fields; raise `ServerGone` if it has none."""
         tag, body = await self.receive()
+        if tag is not Tag.JSON:
+            raise self.nonsense(f"a {tag.name} message came instead of JSON")
+        return self.decode(body)
+
+    def decode(self, body: bytes) -> dict[str, Any]:
+        """Return the fields of a JSON message."""
         try:
-            if tag is not Tag.JSON:
-                raise MessageError(f"a {tag.name} message came instead of JSON")
             return decode_json(body)
         except MessageError as error:
             raise self.nonsense(str(error)) from error
 
     def nonsense(self, what: str) -> ServerGone:
         """End a server that said what an honest one would not; return what to raise."""
+        self.is_idle = False
         self.execution.stop(Cause.PROTOCOL, f"a server in the guest broke its protocol: {what}")
         return ServerGone()
 

@@ -42,8 +42,8 @@ class Spill:
             self._write_on()
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from `offset`, once they are written."""
-        while self._writing is not None:
+        """Return up to `size` bytes from `offset`, once they are written, whatever else is being written."""
+        while self._writing is not None and self._written < offset + size:
             await asyncio.wait([self._writing])
         if self._fd < 0:
             return b""

@@ -14,12 +14,18 @@ from anyio.to_thread import run_sync
 from pydantic import ValidationError
 
 from sandbox.errors import ConfigError, HostFileError
-from sandbox.guest.files import FileEntry, Files, answer, piece
+from sandbox.guest.entry import FileEntry
+from sandbox.guest.files import Files
+from sandbox.guest.fileserver import answer, piece
 from sandbox.message import DATA_BYTES
 
 MOST_BYTES = 1024 * 1024 * 1024
 MOST_ENTRIES = 100_000
 MOST_DEPTH = 64
+NAME_BYTES = 255
+"""The longest name of a file on Linux."""
+MOST_SKIPPED_CHARACTERS = 4 * 1024 * 1024
+"""The names of what was skipped are kept for the report; they may have so many characters in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ async def download(
         return await _download_file(files, source, target, most_bytes)
     writer = await run_sync(TreeWriter, target, most_bytes, most_entries)
     try:
-        async with files.server(source) as server:
+        async with files.servers.lend(source) as server:
             await server.ask({"op": "pack", "path": source})
             while "entry" in (fields := await answer(server, source, is_last=False)):
                 try:
@@ -56,7 +62,7 @@ async def download(
                     raise server.nonsense(str(error).splitlines()[0]) from error
                 await run_sync(writer.begin, entry)
                 if entry.type == "file":
-                    while (data := await piece(server)) is not None:
+                    while (data := await piece(server, source)) is not None:
                         await run_sync(writer.write, data)
                     await run_sync(writer.end)
             server.is_idle = True
@@ -149,14 +155,15 @@ class TreeWriter:
     def __init__(self, target: Path, most_bytes: int, most_entries: int) -> None:
         try:
             target.mkdir(mode=0o700)
+            self._top = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise HostFileError(error.errno, f"cannot make {target}: {error.strerror}; name a new directory") from error
-        self._top = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._file = -1
         self._left = most_bytes
         self._entries_left = most_entries
         self._files = self._directories = self._bytes = 0
         self._skipped: list[str] = []
+        self._skipped_left = MOST_SKIPPED_CHARACTERS
 
     def begin(self, entry: FileEntry) -> None:
         """Make what `entry` names: a directory, or a file that `write` fills."""
@@ -165,10 +172,14 @@ class TreeWriter:
             raise HostFileError(errno.EFBIG, "the guest's directory has more entries than allowed")
         parts = _components(entry.name)
         if entry.type not in ("file", "directory"):
+            self._skipped_left -= len(entry.name)
+            if self._skipped_left < 0:
+                raise HostFileError(errno.EFBIG, "the guest's directory has more special files than can be reported")
             self._skipped.append(entry.name)
             return
-        parent = self._open_parent(parts[:-1])
+        parent = -1
         try:
+            parent = self._open_parent(parts[:-1])
             if entry.type == "directory":
                 os.mkdir(parts[-1], mode=entry.mode & 0o777 | 0o700, dir_fd=parent)
                 self._directories += 1
@@ -179,7 +190,8 @@ class TreeWriter:
         except OSError as error:
             raise HostFileError(error.errno, f"{entry.name!r} cannot be made: {error.strerror}") from error
         finally:
-            os.close(parent)
+            if parent >= 0:
+                os.close(parent)
 
     def write(self, data: bytes) -> None:
         """Add content to the file that was begun last."""
@@ -208,8 +220,6 @@ class TreeWriter:
         for part in parts:
             try:
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            except OSError as error:
-                raise HostFileError(error.errno, f"{part!r} is no directory of the copy: {error.strerror}") from error
             finally:
                 os.close(fd)
             fd = below
@@ -218,12 +228,20 @@ class TreeWriter:
 
 def _components(name: str) -> list[str]:
     """Split a relative name from the guest; raise `HostFileError` unless each part is an ordinary name."""
-    parts = name.split("/")
-    for part in parts:
-        if part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255:
-            raise HostFileError(
-                errno.EINVAL, f"the guest named a file {name[:200]!r}, which would lead out of the directory"
-            )
-    if len(parts) > MOST_DEPTH:
+    if name.count("/") >= MOST_DEPTH:
         raise HostFileError(errno.ENAMETOOLONG, f"the guest's directory is more than {MOST_DEPTH} levels deep")
+    parts = name.split("/")
+    if not all(_is_ordinary(part) for part in parts):
+        raise HostFileError(
+            errno.EINVAL, f"the guest named a file {name[:200]!r}, which is no name within the directory"
+        )
     return parts
+
+
+def _is_ordinary(part: str) -> bool:
+    if part in ("", ".", "..") or "\0" in part or len(part) > NAME_BYTES:
+        return False
+    try:
+        return len(os.fsencode(part)) <= NAME_BYTES
+    except UnicodeEncodeError:  # no bytes of a name are decoded to this
+        return False

@@ -11,9 +11,10 @@ from typing import Unpack
 from sandbox.guest import context as asynchronous_context
 from sandbox.guest import execution as asynchronous_execution
 from sandbox.guest import files as asynchronous_files
+from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.events import Event, Events, Output, StreamName
 from sandbox.guest.execution import Status
-from sandbox.guest.files import READ_BYTES, Change, FileEntry, FileStat
+from sandbox.guest.files import READ_BYTES
 from sandbox.guest.sandbox import ProgramOptions, RunOptions
 from sandbox.guest.tree import TreeReport
 from sandbox.result import CellResult, Outcome, Result

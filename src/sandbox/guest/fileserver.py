@@ -1,0 +1,161 @@
+"""File servers in the guest, lent for one request each: started when needed, used again while they behave."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+from pydantic import BaseModel, ValidationError
+
+from sandbox.errors import ConfigError, GuestFileError
+from sandbox.guest.client import GuestClient
+from sandbox.guest.request import Request
+from sandbox.guest.server import Server, ServerGone
+from sandbox.message import DATA_BYTES, Tag
+
+_IDLE_SERVERS = 4
+_MOST_AT_ONCE = 16
+
+Content = bytes | AsyncIterable[bytes]
+Said = TypeVar("Said", bound=BaseModel)
+
+
+class FileServers:
+    """The file servers of one user. Of calls that take a moment, so many are served at once; the others wait."""
+
+    def __init__(self, client: GuestClient, user: str | None) -> None:
+        self._client = client
+        self._user = user
+        # An account that was made for a while can be removed only when no process of it is left.
+        self._most_idle = _IDLE_SERVERS if user in (None, "user", "root") else 0
+        self._idle: list[Server] = []
+        self._turns = anyio.Semaphore(_MOST_AT_ONCE)
+
+    def start(self, op: str) -> Server:
+        return Server(self._client, Request(op, {}, user=self._user, is_server=True, keep_bytes=4096))
+
+    @asynccontextmanager
+    async def lend(self, path: str) -> AsyncIterator[Server]:
+        """Lend a server for a call that takes as long as its caller likes."""
+        check_path(path)
+        self._idle = [server for server in self._idle if server.is_alive]
+        server = self._idle.pop() if self._idle else self.start("files")
+        server.is_idle = False
+        try:
+            yield server
+        except ServerGone:
+            raise await why_gone(server, path) from None
+        finally:
+            if server.is_idle and server.is_alive and len(self._idle) < self._most_idle:
+                self._idle.append(server)
+            else:  # its request did not come to its end, or no process of that user may stay
+                server.close()
+        if not self._most_idle:
+            await server.execution.wait_over()
+
+    @asynccontextmanager
+    async def lend_briefly(self, path: str) -> AsyncIterator[Server]:
+        """Lend a server for a call that waits for nobody but the guest."""
+        check_path(path)
+        async with self._turns, self.lend(path) as server:
+            yield server
+
+    async def call(self, path: str, request: Mapping[str, object]) -> dict[str, Any]:
+        """Return the answer to a request that has one."""
+        async with self.lend_briefly(path) as server:
+            await server.ask({**request, "path": path})
+            return await answer(server, path)
+
+
+async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str, Any]:
+    """Return an answer's fields; raise the refusal if it is one."""
+    fields = await server.receive_json()
+    server.is_idle = is_last or "errno" in fields
+    if "errno" in fields:
+        raise _refusal(server, fields, path)
+    return fields
+
+
+async def piece(server: Server, path: str) -> bytes | None:
+    """Return the next piece of content, or None at its end; raise the refusal if the file cannot be read further."""
+    tag, body = await server.receive()
+    if tag is Tag.JSON:
+        fields = server.decode(body)
+        server.is_idle = True
+        raise _refusal(server, fields, path)
+    return body if tag is Tag.DATA else None
+
+
+def checked(server: Server, model: type[Said], found: object) -> list[Said]:
+    """Return what the guest says as models; raise `ServerGone` if it does not fit."""
+    try:
+        if not isinstance(found, list):
+            raise TypeError(f"{type(found).__name__} came instead of a list")
+        return [model.model_validate(one) for one in found]
+    except (TypeError, ValidationError) as error:
+        raise server.nonsense(str(error).splitlines()[0]) from error
+
+
+async def send_content(server: Server, content: Content) -> None:
+    """Send content to its end, or until the guest refuses it; raise `ServerGone` if nobody takes it any more."""
+    if isinstance(content, bytes):
+        await _send_pieces(server, content)
+    else:
+        await _send_all(server, content)
+    await server.send(Tag.END)
+
+
+async def _send_pieces(server: Server, data: bytes) -> None:
+    for start in range(0, len(data), DATA_BYTES):
+        if not server.is_alive:
+            raise ServerGone
+        if server.has_answered:
+            return
+        await server.send(Tag.DATA, data[start : start + DATA_BYTES])
+
+
+async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
+    """Send what comes; do not wait for more when the server has ended."""
+    failures: list[Exception] = []
+
+    async def stop_when_gone() -> None:
+        await server.execution.wait_over()
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stop_when_gone)
+        try:
+            async for data in content:
+                await _send_pieces(server, data)
+                if server.has_answered:
+                    break
+        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+            failures.append(error)
+        group.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    if not server.is_alive:
+        raise ServerGone
+
+
+async def why_gone(server: Server, path: str) -> GuestFileError:
+    """Return what to raise when a file server has ended; raise `GuestLost` if it is because the VM has."""
+    result = await server.execution.wait()
+    said = result.stderr.decode("utf-8", "replace").strip()[-500:]
+    return GuestFileError(errno.EIO, f"the guest's file server ended ({said or result.describe()})", path)
+
+
+def check_path(path: str) -> None:
+    """Raise `ConfigError` unless a file can have this path."""
+    if not path or "\0" in path:
+        raise ConfigError(f"the path {path!r} is empty or holds a NUL byte, which no file can be named")
+
+
+def _refusal(server: Server, fields: Mapping[str, Any], path: str) -> GuestFileError:
+    number, text = fields.get("errno"), fields.get("text")
+    if not isinstance(number, int) or not isinstance(text, str):
+        raise server.nonsense("an error without number and text")
+    return GuestFileError(number, text[:1000], path)

@@ -1,0 +1,141 @@
+"""Messages of a server in the guest: what JSON forbids does not come in, and none costs much more than its bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.message import (
+    DATA_BYTES,
+    HEADER_BYTES,
+    JSON_BYTES,
+    JSON_VALUES,
+    MessageDecoder,
+    MessageError,
+    Tag,
+    decode_header,
+    decode_json,
+    encode,
+    encode_json,
+)
+from sandbox.wire import FrameError
+from sandbox.wire import decode_json as decode_frame_json
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+_BAD = {
+    "nothing": b"",
+    "two documents": b"{}{}",
+    "a list": b"[]",
+    "a number": b"1",
+    "no UTF-8": b'{"a":"\xff"}',
+    "a surrogate in UTF-8": b'{"a":"\xed\xa0\x80"}',
+    "UTF-16": '{"a":1}'.encode("utf-16"),
+    "a field twice": b'{"a":1,"a":2}',
+    "a field twice, deep inside": b'{"x":[{"a":1,"a":2}]}',
+    "depth": b'{"a":' * 60_000,
+    "depth of lists": b"[" * 60_000,
+    "a huge integer": b'{"a":' + b"9" * 5000 + b"}",
+    "a control character": b'{"a":"\x00"}',
+    "a half": b'{"a":',
+}
+
+
+@pytest.mark.parametrize("body", _BAD.values(), ids=_BAD)
+def test_bad_json_is_refused(body: bytes) -> None:
+    """Whatever is no single, unambiguous JSON object gives the one typed error, in messages and in frames."""
+    with pytest.raises(MessageError):
+        decode_json(body)
+    with pytest.raises(FrameError):
+        decode_frame_json(body)
+
+
+@given(st.dictionaries(st.text(), _JSON, max_size=5))
+def test_json_comes_through(fields: dict[str, object]) -> None:
+    """What an honest server says arrives as it was meant, names that are no text included."""
+    (message,) = MessageDecoder().feed(encode_json(fields))
+    assert (message[0], decode_json(message[1])) == (Tag.JSON, fields)
+    assert decode_json(encode_json({"name": "\udc80"})[HEADER_BYTES:]) == {"name": "\udc80"}
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
+def test_number_that_json_has_not_becomes_nothing(number: bytes) -> None:
+    """A program may show NaN; what we return of it is still JSON. The agent itself never says such a thing."""
+    assert decode_json(b'{"a":[' + number + b"]}") == {"a": [None]}
+    if b"e" not in number:
+        with pytest.raises(FrameError):
+            decode_frame_json(b'{"a":' + number + b"}")
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b'{"":0},', b"0,"])
+def test_message_of_very_many_values_is_refused(unit: bytes) -> None:
+    """Sixteen mebibytes of empty objects would be 400 MiB of ours: they are counted before they are made."""
+    body = b'{"a":[' + unit * (JSON_BYTES // 10 // len(unit) * 9) + b"0]}"
+    with pytest.raises(MessageError, match="values"):
+        decode_json(body)
+
+
+def test_text_may_hold_any_number_of_commas() -> None:
+    """Only what stands outside of strings counts as a value."""
+    text = ',:[{\\"' * JSON_VALUES
+    assert decode_json(json.dumps({"a": text}).encode()) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    "body", [b'"\\' * 4_000_000, b'{"a":"' + b'\\",' * 2_000_000, b'"' * 8_000_000, b",\\" * 4_000_000]
+)
+def test_counting_takes_linear_time(body: bytes) -> None:
+    """No arrangement of quotes and backslashes makes the count slow."""
+    begin = time.process_time()
+    with pytest.raises(MessageError):
+        decode_json(body)
+    assert time.process_time() - begin < 5.0
+
+
+@given(st.lists(st.binary(max_size=50), max_size=20), st.integers(1, 40))
+def test_messages_survive_any_fragmentation(bodies: list[bytes], step: int) -> None:
+    """However the bytes are cut, the same messages come out in the same order."""
+    data = b"".join(encode(Tag.DATA, body) for body in bodies)
+    decoder = MessageDecoder()
+    messages = [message for at in range(0, len(data), step) for message in decoder.feed(data[at : at + step])]
+    assert messages == [(Tag.DATA, body) for body in bodies]
+
+
+@pytest.mark.parametrize(("tag", "limit"), [(Tag.JSON, JSON_BYTES), (Tag.DATA, DATA_BYTES), (Tag.END, 0)])
+def test_length_is_judged_by_the_header(tag: Tag, limit: int) -> None:
+    """Up to the limit is waited for; one byte more is refused before it comes."""
+    assert decode_header(struct.pack("!IB", limit, tag)) == (limit, tag)
+    for length in (limit + 1, 2**31 - 1, 2**31, 2**32 - 1):
+        with pytest.raises(MessageError, match="limit"):
+            MessageDecoder().feed(struct.pack("!IB", length, tag))
+
+
+@pytest.mark.parametrize("tag", sorted(set(range(256)) - set(Tag)))
+def test_unknown_tag_is_refused(tag: int) -> None:
+    """A message of no known kind ends the conversation with its server."""
+    with pytest.raises(MessageError, match="unknown"):
+        MessageDecoder().feed(struct.pack("!IB", 0, tag))
+
+
+@given(st.binary(max_size=2000), st.integers(1, 100))
+def test_noise_raises_nothing_else(noise: bytes, step: int) -> None:
+    """Any bytes give messages or `MessageError`, never more than was fed."""
+    decoder, size = MessageDecoder(), 0
+    try:
+        for at in range(0, len(noise), step):
+            size += sum(HEADER_BYTES + len(body) for _, body in decoder.feed(noise[at : at + step]))
+    except MessageError:
+        pass
+    assert size <= len(noise)
