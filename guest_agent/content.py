@@ -109,7 +109,10 @@ def write(control, request):
 
 def _open_to_write(request, mode):
     if request.get("parents"):
-        os.makedirs(os.path.dirname(request["path"]) or ".", exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(request["path"]) or ".", exist_ok=True)
+        except FileExistsError:
+            refuse(errno.ENOTDIR)
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.get("append") else 0)
     flags |= os.O_EXCL if request.get("exclusive") else 0
     fd = _open_regular(request["path"], flags, 0o644 if mode is None else mode)

@@ -1,4 +1,4 @@
-"""Files in a real guest: every operation, odd names, typed refusals, changes that are watched, and servers that die."""
+"""Files in a real guest: every operation, odd names, and typed refusals."""
 
 from __future__ import annotations
 
@@ -8,25 +8,12 @@ from collections.abc import AsyncIterator, Awaitable
 import anyio
 import pytest
 
-from sandbox.errors import ConfigError, GuestFileError, GuestLost
-from sandbox.guest.entry import Change
+from sandbox.errors import ConfigError, GuestFileError
 from sandbox.vm import VM
 
 MIB = 1024 * 1024
-NAMES = [
-    "with space",
-    "new\nline",
-    "tab\tand 'quotes' \"too\"",
-    "üñí\U0001f600",
-    "bad\udcff\udc80bytes",
-    "-rf",
-    "--",
-    "$HOME `id`",
-    "*",
-    "x" * 255,
-    "\\",
-    "...",
-]
+NAMES = ["with space", "new\nline", "tab\tand 'quotes' \"too\"", "üñí\U0001f600", "bad\udcff\udc80bytes"]
+NAMES += ["-rf", "--", "$HOME `id`", "*", "x" * 255, "\\", "..."]
 
 
 async def refused(call: Awaitable[object]) -> int | None:
@@ -82,7 +69,8 @@ async def test_refusals_carry_the_errno(vm: VM) -> None:
     """What the guest refuses raises its number; nothing blocks, and the next call works."""
     files = vm.files
     await vm.exec(
-        "echo x > file; mkdir dir full; touch full/x; mkfifo fifo; ln -s loop1 loop2; ln -s loop2 loop1; ln -s no dangling;"
+        "echo x > file; mkdir dir full; touch full/x; mkfifo fifo; ln -s loop1 loop2; ln -s loop2 loop1; "
+        "ln -s no dangling;"
         "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'; mkdir -m 0 locked; ln -s file link"
     )
     expected: list[tuple[Awaitable[object], int]] = [
@@ -170,6 +158,8 @@ async def test_writing_does_what_was_asked(vm: VM) -> None:
 
     async def broken() -> AsyncIterator[bytes]:
         yield b"part"
+        while not await files.exists("partial"):
+            pass
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
@@ -202,114 +192,3 @@ async def test_much_at_once(vm: VM) -> None:
             await vm.exec(": > large")
         total += len(data)
     assert 20_000_000 < total < 40_000_000, "a file that is truncated meanwhile ends early"
-
-
-async def test_a_file_server_that_is_killed_is_told_and_replaced(vm: VM) -> None:
-    """The user may kill the servers that are his: the call under way raises, the next one works."""
-    await vm.files.write("file", bytes(4 * MIB))
-    for kill in ("pkill -9 -u user -f agent.py", "pkill -INT -u user -f agent.py"):
-        stream = vm.files.stream("file")
-        await anext(stream)
-        async with vm.files.watch() as changes:
-            await vm.exec(f"{kill}; true")
-            assert await refused(_rest(stream)) == errno.EIO
-            assert await refused(_rest(changes)) == errno.EIO
-        assert len(await vm.files.read("file")) == 4 * MIB
-
-    async def endless() -> AsyncIterator[bytes]:
-        yield b"begun"
-        await vm.exec("pkill -9 -u user -f agent.py; true")
-        await anyio.sleep_forever()
-
-    with anyio.fail_after(10):
-        assert await refused(vm.files.write("other", endless())) == errno.EIO
-    assert await vm.files.exists("file")
-
-
-async def _rest(iterator: AsyncIterator[object]) -> None:
-    async for _ in iterator:
-        pass
-
-
-async def until(changes: AsyncIterator[Change], kind: str, path: str) -> list[tuple[str, str]]:
-    """Return all changes up to this one."""
-    seen: list[tuple[str, str]] = []
-    with anyio.fail_after(20):
-        async for change in changes:
-            seen.append((change.type, change.path))
-            if seen[-1] == (kind, path):
-                return seen
-    raise AssertionError("the watch ended")
-
-
-@pytest.mark.parametrize("user", [None, "root"])
-async def test_changes_are_watched(vm: VM, user: str | None) -> None:
-    """Making, writing, moving, removing and mode changes of files are told, in directories that come later too."""
-    files = vm.files_of(user)
-    await files.mkdir("top/old", parents=True)
-    async with files.watch("top") as flat, files.watch("top", recursive=True) as deep:
-        await files.write("top/file", b"x")
-        seen = await until(flat, "written", "file")
-        assert seen[0] == ("created", "file")
-        assert ("modified", "file") in seen
-        await files.chmod("top/file", 0o600)
-        await until(flat, "attributes", "file")
-        await files.move("top/file", "top/moved")
-        assert await until(flat, "created", "moved") == [("removed", "file"), ("created", "moved")]
-        await vm.exec("cd top; mkdir -p new/er/est; echo x > new/er/est/file; echo y > old/file", user=user)
-        seen = await until(deep, "written", "old/file")
-        assert {("created", "new"), ("created", "new/er"), ("created", "new/er/est")} <= set(seen)
-        assert ("created", "new/er/est/file") in seen
-        await vm.exec(
-            "cd top; mv new renamed; echo z >> renamed/er/est/file; mv old ..; echo z >> ../old/file", user=user
-        )
-        await vm.exec("cd top; touch last", user=user)
-        seen = await until(deep, "written", "last")
-        assert ("modified", "renamed/er/est/file") in seen or ("created", "renamed/er/est/file") in seen
-        assert not [path for _, path in seen if path.startswith(("new/", "old/"))], "what left is not told of"
-        await files.remove("top", recursive=True)
-        assert ("removed", "renamed/er/est") in await until(deep, "removed", "")
-
-
-async def test_changes_that_were_too_many_are_told_as_overflow(vm: VM) -> None:
-    """A watcher that is not listened to loses changes, and says so."""
-    await vm.files_of("root").write("/proc/sys/fs/inotify/max_queued_events", b"1000")
-    async with vm.files.watch() as changes:
-        many = "for i in range(5000): open(f'f{i % 7}', 'w').close(); open(f'g{i % 5}', 'w').close()"
-        assert (await vm.run(many, timeout=90)).ok
-        with anyio.fail_after(30):
-            async for change in changes:
-                if change.type == "overflow":
-                    break
-        await vm.files.write("after", b"")
-        await until(changes, "written", "after")
-
-
-async def test_a_full_disk_is_an_error_and_no_end(vm: VM) -> None:
-    """`ENOSPC` is told while writing and appending; what was there can be read and removed, and then it goes on."""
-    await vm.files.write("kept", b"kept")
-    with anyio.fail_after(60):
-        assert await refused(vm.files.write("big", _zeros())) == errno.ENOSPC
-    assert await refused(vm.files.append("big", bytes(4 * MIB))) == errno.ENOSPC
-    assert await vm.files.read("kept") == b"kept"
-    assert (await vm.exec("echo 1")).text == "1\n"
-    await vm.files.remove("big")
-    assert (await vm.files.write("next", bytes(MIB))).size == MIB
-    assert (await vm.run("print(1)")).text == "1\n"
-
-
-async def _zeros() -> AsyncIterator[bytes]:
-    while True:
-        yield bytes(MIB)
-
-
-async def test_files_of_a_vm_that_is_gone(vm: VM) -> None:
-    """When the VM dies, a call that is under way and the next one raise `GuestLost`."""
-    stream = vm.files.stream("/usr/bin/python3")
-    await anext(stream)
-    with pytest.raises(GuestLost):
-        await vm.exec("echo o > /proc/sysrq-trigger; sleep 60", user="root")
-    with pytest.raises(GuestLost):
-        await _rest(stream)
-    with pytest.raises(GuestLost):
-        await vm.files.exists("x")

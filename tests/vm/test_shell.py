@@ -148,6 +148,21 @@ def test_terminal_is_restored_when_the_command_is_killed(number: int, status: in
         assert termios.tcgetattr(typist.slave) == typist.before
 
 
+def test_terminal_is_raw_again_after_a_stop() -> None:
+    """What the host's shell did to the terminal while the command was stopped is undone when it goes on."""
+    with typing() as typist:
+        raw = termios.tcgetattr(typist.slave)
+        os.kill(typist.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, typist.process.pid, os.WSTOPPED | os.WNOWAIT)
+        termios.tcsetattr(typist.slave, termios.TCSANOW, typist.before)
+        os.kill(typist.process.pid, signal.SIGCONT)
+        typist.type("\r")
+        typist.see(PROMPT)
+        assert termios.tcgetattr(typist.slave) == raw
+        typist.type("\x04")
+        assert typist.finish() == 0
+
+
 def test_terminal_is_restored_when_the_vm_dies() -> None:
     """A QEMU that is killed is one line on standard error and status 125."""
     with typing() as typist:

@@ -252,7 +252,7 @@ def _hold_standard_streams() -> None:
 
 def main() -> None:
     """Entry point: no failure of ours ends in a traceback or in an exit code that a script could have given."""
-    pass
+    _hold_standard_streams()
     try:
         app()
     except KeyboardInterrupt:

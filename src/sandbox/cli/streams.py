@@ -46,7 +46,7 @@ async def standard_input() -> AsyncIterator[bytes]:
 
 async def pass_on(stream: StreamName, data: bytes) -> None:
     """Write guest output without ever blocking the event loop, so that time-outs and Ctrl-C work while nobody reads."""
-    descriptor = 1 if stream == "stdout" else 2
+    descriptor = _unblocked(1 if stream == "stdout" else 2)
     view = memoryview(data)
     while view:
         piece = view

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from anyio.to_thread import run_sync
 
 from sandbox.errors import ConfigError, GuestFileError, HostFileError, SandboxError
-from sandbox.guest.tree import write_host
+from sandbox.guest.hostfile import write_host
 from sandbox.vm import VM
 
 

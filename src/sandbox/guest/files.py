@@ -48,7 +48,7 @@ class Files:
             raise GuestFileError(errno.EFBIG, f"there are more than {limit} bytes; `stream` gives them all", path)
         return bytes(content)
 
-    async def stream(self, path: str, *, offset: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, path: str, *, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the content in pieces, as fast as they are taken."""
         async with self.servers.lend(path) as server, aclosing(_content(server, path, offset, None)) as content:
             async for data in content:

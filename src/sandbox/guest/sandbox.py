@@ -12,7 +12,7 @@ import anyio
 
 from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
-from sandbox.guest import tree
+from sandbox.guest import transfer
 from sandbox.guest.client import GuestClient
 from sandbox.guest.context import Context
 from sandbox.guest.events import Output, StreamName
@@ -173,14 +173,14 @@ class Sandbox:
 
     async def upload(self, source: Path | str, target: str, *, user: str | None = None) -> TreeReport:
         """Copy a file or a whole directory of this host to `target` in the guest; see `TreeReport`."""
-        return await tree.upload(self.files_of(user), Path(source), target)
+        return await transfer.upload(self.files_of(user), Path(source), target)
 
     async def download(self, source: str, target: Path | str, *, user: str | None = None) -> TreeReport:
         """Copy a file or a whole directory of the guest to `target` on this host, which must not exist.
 
         Nothing is ever written beside `target`, whatever names the guest gives; see `TreeReport`.
         """
-        return await tree.download(self.files_of(user), source, Path(target))
+        return await transfer.download(self.files_of(user), source, Path(target))
 
     async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions) -> Result:
         programs = {key: value for key, value in options.items() if key not in ("stdin", "on_output", "pty")}

@@ -1,23 +1,16 @@
-"""Whole directories between host and guest. On the host, nothing is ever opened by a name that the guest chose alone:
-every component is opened in its own directory, without following links, and files are made, never overwritten."""
+"""A guest's directory on this host. Nothing is ever opened here by a name that the guest chose alone: every component
+is opened in its own directory, without following links, and files are made, never overwritten."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyio.to_thread import run_sync
-from pydantic import ValidationError
-
-from sandbox.errors import ConfigError, HostFileError
+from sandbox.errors import HostFileError
 from sandbox.guest.entry import FileEntry
-from sandbox.guest.files import Files
-from sandbox.guest.fileserver import answer, piece
-from sandbox.message import DATA_BYTES
+from sandbox.guest.hostfile import write_host
 
 MOST_BYTES = 1024 * 1024 * 1024
 MOST_ENTRIES = 100_000
@@ -36,117 +29,6 @@ class TreeReport:
     directories: int
     bytes: int
     skipped: tuple[str, ...]
-
-
-async def download(
-    files: Files, source: str, target: Path, *, most_bytes: int = MOST_BYTES, most_entries: int = MOST_ENTRIES
-) -> TreeReport:
-    """Copy a directory of the guest into `target`, a directory on the host that is made and must not exist.
-
-    A single file is copied the same way: `target` is then the file.
-
-    Regular files and directories are copied, with permission bits but without set-uid, set-gid and sticky; links and
-    special files are skipped and named in the report. Raises `HostFileError` when a name leads out of the directory
-    or a limit is exceeded; what was copied until then stays.
-    """
-    if (await files.stat(source)).type == "file":
-        return await _download_file(files, source, target, most_bytes)
-    writer = await run_sync(TreeWriter, target, most_bytes, most_entries)
-    try:
-        async with files.servers.lend(source) as server:
-            await server.ask({"op": "pack", "path": source})
-            while "entry" in (fields := await answer(server, source, is_last=False)):
-                try:
-                    entry = FileEntry.model_validate(fields["entry"])
-                except ValidationError as error:
-                    raise server.nonsense(str(error).splitlines()[0]) from error
-                await run_sync(writer.begin, entry)
-                if entry.type == "file":
-                    while (data := await piece(server, source)) is not None:
-                        await run_sync(writer.write, data)
-                    await run_sync(writer.end)
-            server.is_idle = True
-    finally:
-        await run_sync(writer.close)
-    return writer.report()
-
-
-async def upload(files: Files, source: Path, target: str) -> TreeReport:
-    """Copy a file or a directory of the host to `target` in the guest, which is made if it is not there.
-
-    Links are not followed: they and special files are skipped and named in the report.
-    """
-    if await run_sync(source.is_file):
-        status = await run_sync(source.stat)
-        await files.write(target, read_host(source), mode=stat.S_IMODE(status.st_mode) & 0o777, parents=True)
-        return TreeReport(1, 0, status.st_size, ())
-    if not await run_sync(source.is_dir):
-        raise ConfigError(f"{source} is no file and no directory on this host")
-    await files.mkdir(target, parents=True)
-    count, directories, size, skipped = 0, 0, 0, []
-    for relative, status in await run_sync(_walk, source):
-        inside = f"{target}/{relative}"
-        if stat.S_ISDIR(status.st_mode):
-            await files.mkdir(inside, parents=True, mode=stat.S_IMODE(status.st_mode) | 0o700)
-            directories += 1
-        elif stat.S_ISREG(status.st_mode):
-            await files.write(inside, read_host(source / relative), mode=stat.S_IMODE(status.st_mode) & 0o777)
-            count += 1
-            size += status.st_size
-        else:
-            skipped.append(relative)
-    return TreeReport(count, directories, size, tuple(skipped))
-
-
-async def _download_file(files: Files, source: str, target: Path, most_bytes: int) -> TreeReport:
-    size = 0
-    try:
-        fd = await run_sync(os.open, target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise HostFileError(error.errno, f"cannot make {target}: {error.strerror}; name a new file") from error
-    try:
-        async for data in files.stream(source):
-            size += len(data)
-            if size > most_bytes:
-                raise HostFileError(errno.EFBIG, "the guest's file has more bytes than allowed")
-            await run_sync(write_host, fd, data)
-    finally:
-        os.close(fd)
-    return TreeReport(1, 0, size, ())
-
-
-def write_host(fd: int, data: bytes) -> None:
-    """Write all of `data` to a file of the host. Blocks."""
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError as error:
-        raise HostFileError(error.errno, f"a file of the guest cannot be written here: {error.strerror}") from error
-
-
-async def read_host(path: Path) -> AsyncIterator[bytes]:
-    """Yield the content of a file on the host."""
-    fd = await run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while data := await run_sync(os.read, fd, DATA_BYTES):
-            yield data
-    finally:
-        os.close(fd)
-
-
-def _walk(top: Path) -> list[tuple[str, os.stat_result]]:
-    found: list[tuple[str, os.stat_result]] = []
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        with os.scandir(top / relative) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = f"{relative}/{entry.name}" if relative else entry.name
-                found.append((name, entry.stat(follow_symlinks=False)))
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
-    return found
 
 
 class TreeWriter:
