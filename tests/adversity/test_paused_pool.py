@@ -48,12 +48,12 @@ async def test_woken_vm_has_the_right_time_and_fresh_randomness(template: Templa
     async with VMPool(config, source=template) as pool:
         await pool.wait_ready()
         await _settle(pool, 3)
-        await anyio.sleep(1)
+        await anyio.sleep(3)
         leases = [await pool.claim(10) for _ in range(3)]
         draws = set()
         for lease in leases:
             said = (await lease.vm.run("import os, time; print(time.time(), os.urandom(8).hex())")).text.split()
-            assert abs(time.time() - float(said[0])) < 1.0
+            assert abs(time.time() - float(said[0])) < 2.0
             assert lease.vm.receipt is not None
             assert abs(lease.vm.receipt.clock_offset) < 0.5
             draws.add(said[1])

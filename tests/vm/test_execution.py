@@ -119,11 +119,11 @@ async def test_output_arrives_while_the_program_runs(vm: VM) -> None:
 async def test_timeout_kills_the_whole_tree_and_keeps_the_output(vm: VM) -> None:
     """After the deadline no child lives, whatever session it moved to; what was written is there."""
     started = time.monotonic()
-    result = await vm.exec("echo early; setsid sleep 1000 & trap '' TERM INT HUP; sleep 1001", timeout=0.5)
+    result = await vm.exec("echo early; setsid sleep 1000 & trap '' TERM INT HUP; sleep 1001", timeout=1.5)
     elapsed = time.monotonic() - started
     assert (result.outcome, result.exit_code, result.stdout) == (Outcome.TIMED_OUT, None, b"early\n")
     assert result.shell_status == 124
-    assert elapsed < 2.5
+    assert elapsed < 3.5
     left = await vm.exec("ps -e -o comm=")
     assert b"sleep" not in left.stdout
 
