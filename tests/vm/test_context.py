@@ -98,7 +98,7 @@ async def test_top_level_await_shares_one_event_loop(vm: VM) -> None:
         assert (await ok(context, begun)).value is None
         assert (await ok(context, "await task")).value == {"text/plain": "'slept'"}
         waiting = "try:\n    await asyncio.sleep(600)\nfinally:\n    print('cleaned up')"
-        interrupted = await context.run(waiting, timeout=0.3)
+        interrupted = await context.run(waiting, timeout=1.5)
         assert (interrupted.outcome, interrupted.stdout) == (Outcome.TIMED_OUT, b"cleaned up\n")
         assert interrupted.context_alive
         assert (await ok(context, "await asyncio.sleep(0.05); len(asyncio.all_tasks())")).value == {"text/plain": "1"}
