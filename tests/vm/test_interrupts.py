@@ -53,6 +53,11 @@ async def test_a_cell_that_takes_too_long_is_interrupted_and_state_is_kept(vm: V
             context.interrupt()
         context.interrupt()
         assert (await context.run(show, timeout=30)).stdout == b"5\n"
+    for delay in (0.0001, 0.03, 0.06):
+        async with vm.context(language) as fresh:
+            early = await fresh.run(slow[0], timeout=delay)
+            assert (early.outcome, early.context_alive) == (Outcome.TIMED_OUT, True), "while the interpreter starts"
+            assert (await fresh.run("x=5", timeout=30)).ok
 
 
 async def test_a_cell_that_will_not_end_takes_its_context_along(vm: VM) -> None:
@@ -115,6 +120,8 @@ async def test_bash_keeps_its_state_and_tells_its_errors(vm: VM) -> None:
             ("set -o noclobber; sleep 600 & echo", "\n", 0),
             ("jobs -r | wc -l; kill %1; set +o | grep noclobber; wait", "1\nset -o noclobber\n", 0),
             ("(exit 9)", "", 9),
+            ("exec 3>three 4<three; echo a >&3; read() { echo mine; }", "", 0),
+            ("echo b >&3; cat <&4; unset -f read", "a\nb\n", 0),
             ("printf 'ü\\n'; false", "ü\n", 1),
             ("set -e; if false; then :; fi; false || echo on", "on\n", 0),
         ]:

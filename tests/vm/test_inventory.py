@@ -41,7 +41,7 @@ async def test_vm_is_listed_with_its_owner(template: Template) -> None:
         assert mine.sockets == []
         assert mine.descriptors["pidfds"] >= 1
         name = vm.name
-    assert name not in [machine.name for machine in await run_sync(find_machines)]
+    assert name not in [machine.name for machine in await run_sync(find_machines, runtime)]
 
 
 def test_killed_owner_is_a_leak_until_it_is_reaped() -> None:
@@ -62,7 +62,7 @@ def test_killed_owner_is_a_leak_until_it_is_reaped() -> None:
     assert sum(directory in line for line in found.stdout.splitlines() if line.startswith("LEAK")) >= 1
     assert sandbox("reap").returncode == 0
     assert not [line for line in leaks(HostConfig().runtime_dir) if directory in line]
-    assert name not in [machine.name for machine in find_machines()]
+    assert name not in [machine.name for machine in find_machines(HostConfig().runtime_dir)]
 
 
 def test_doctor_proves_that_clones_differ() -> None:

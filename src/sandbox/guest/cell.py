@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox.certificate import Cause, DeathCertificate
+from sandbox.errors import GuestLost
 from sandbox.guest.events import NAMES, StreamName
 from sandbox.guest.execution import Execution
 from sandbox.guest.output import Record
@@ -87,11 +88,15 @@ class Cell:
             error=answer.error,
         )
 
-    def last_result(
-        self, outcome: Outcome, code: int | None, number: int | None, certificate: DeathCertificate | None
-    ) -> CellResult:
-        """Return the result of a cell with which the interpreter ended."""
-        return self._make(outcome, code, number, certificate, context_alive=False)
+    async def last_result(self) -> CellResult:
+        """Return the result of a cell with which the interpreter has ended; raise `GuestLost` if the VM has."""
+        try:
+            end = await self._execution.wait()
+        except GuestLost as error:
+            outcome = error.partial.outcome if error.partial is not None else Outcome.VM_LOST
+            error.partial = self._make(outcome, None, None, error.certificate, context_alive=False)
+            raise
+        return self._make(end.outcome, end.exit_code, end.signal, end.certificate, context_alive=False)
 
     def _make(
         self, outcome: Outcome, code: int | None, number: int | None, certificate: DeathCertificate | None, **more: Any

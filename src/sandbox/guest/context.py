@@ -12,15 +12,15 @@ import anyio
 from pydantic import ValidationError
 
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestLost, StateError
+from sandbox.errors import ConfigError, StateError
 from sandbox.guest.cell import Answer, Cell
 from sandbox.guest.client import GuestClient
 from sandbox.guest.events import StreamName
 from sandbox.guest.execution import Execution
-from sandbox.guest.language import cell_request, interruption
+from sandbox.guest.language import cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
 from sandbox.guest.server import Server, ServerGone
-from sandbox.result import CellResult, Outcome
+from sandbox.result import CellResult
 from sandbox.wire import GRANT_BYTES, WINDOW_BYTES, Kind
 
 INTERRUPT_SECONDS = 1.0
@@ -44,6 +44,7 @@ class Context:
         self._turn = anyio.Lock()
         self._number = 0
         self._busy_with = 0
+        self._is_up = is_up_at_once(language)
         self._is_sending = False
         self._is_interrupted = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -107,7 +108,8 @@ class Context:
         if not self._is_sending:
             # The signal is for a cell that runs, the word for one that has not begun: one of the two is in time.
             self.execution.send_input_nowait(Kind.ASK, interruption(self.language, self._busy_with))
-            self.execution.send_signal(signal.SIGINT)
+            if self._is_up:
+                self.execution.send_signal(signal.SIGINT)
 
     async def _run(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
         answer = None
@@ -120,7 +122,8 @@ class Context:
                 self._interrupt_or_kill(Cause.DEADLINE, why)
                 answer = await self._answer()
         except ServerGone:
-            result = await self._ended(cell)
+            self._busy_with = 0
+            result = await cell.last_result()
         else:
             result = cell.result(answer, timeout if timed_out else None)
         if cell.failure is not None:
@@ -143,10 +146,12 @@ class Context:
 
     async def _answer(self) -> Answer:
         """Return the answer to the cell that is under way."""
-        try:
-            answer = Answer.model_validate(await self._server.receive_json())
-        except ValidationError as error:
-            raise self._server.nonsense(str(error).splitlines()[0]) from error
+        answer = await self._receive()
+        if not self._is_up and answer.number == 0:
+            self._is_up = True
+            if self._is_interrupted:
+                self.execution.send_signal(signal.SIGINT)
+            answer = await self._receive()
         if answer.number != self._busy_with:
             raise self._server.nonsense(f"an answer to cell {answer.number} instead of {self._busy_with}")
         self._busy_with = 0
@@ -154,6 +159,12 @@ class Context:
             self._deadline.cancel()
             self._deadline = None
         return answer
+
+    async def _receive(self) -> Answer:
+        try:
+            return Answer.model_validate(await self._server.receive_json())
+        except ValidationError as error:
+            raise self._server.nonsense(str(error).splitlines()[0]) from error
 
     async def _make_ready(self) -> None:
         """Have standard input at its end, and skip the answer of a cell that was cancelled."""
@@ -173,17 +184,6 @@ class Context:
         if self._deadline is None and self.is_alive:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(INTERRUPT_SECONDS, self.execution.stop, cause, why)
-
-    async def _ended(self, cell: Cell) -> CellResult:
-        """The interpreter is gone: raise if the VM is, else say how it ended."""
-        self._busy_with = 0
-        try:
-            result = await self.execution.wait()
-        except GuestLost as error:
-            outcome = error.partial.outcome if error.partial is not None else Outcome.VM_LOST
-            error.partial = cell.last_result(outcome, None, None, error.certificate)
-            raise
-        return cell.last_result(result.outcome, result.exit_code, result.signal, result.certificate)
 
     async def aclose(self) -> None:
         """End the interpreter and every program that it started; return when they have. May be called twice."""

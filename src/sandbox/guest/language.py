@@ -11,34 +11,39 @@ from sandbox.message import JSON_BYTES, encode_json
 
 _HEADER_BYTES = 100
 _LOOP = r"""
+exec 10<&3 11>&4 3<&- 4>&-
+__early= __stopped=
 __stop='((${#BASH_SOURCE[@]})) && return 130'
-__on_interrupt='((${#BASH_SOURCE[@]})) && { __stopped=1; set -T; trap "$__stop" DEBUG; return 130; }'
-__stopped=
+__on_interrupt='__early=1; ((${#BASH_SOURCE[@]})) && { __stopped=1; set -T; trap "$__stop" DEBUG; return 130; }'
 trap : INT
-while IFS= read -r -d '' -u 3 __number && IFS= read -r -d '' -u 3 __code; do
-    [[ $__number ]] || continue
-    trap "$__on_interrupt" INT
-    if read -t 0 -u 3; then
-        __code=130
-    else
-        source /dev/fd/5 3<&- 4>&- 5<<<'eval "$__code" 5<&-'
+printf '\0\0\0\027\1{"number":0,"status":0}' >&11
+while { IFS= builtin read -r -d '' -u 10 __number && IFS= builtin read -r -d '' -u 10 __code; } 2>/dev/null; do
+    {
+        [[ $__number ]] || continue
+        __early=
+        builtin trap "$__on_interrupt" INT
+        builtin read -t 0 -u 10 && __early=1
+    } 2>/dev/null
+    builtin source /dev/fd/12 10<&- 11>&- 12<<<'[[ $__early ]] && return 130; eval "$__code" 12<&-'
+    {
         __code=$?
-    fi
-    if [[ $__stopped ]]; then
-        trap - DEBUG
-        set +T
-        __stopped=
-    fi
-    trap : INT
-    printf -v __code '{"number":%d,"status":%d}' "$__number" "$__code"
-    printf -v __number '%03o' "${#__code}"
-    printf '\0\0\0\'"$__number"'\1%s' "$__code" >&4
+        if [[ $__stopped ]]; then
+            builtin trap - DEBUG
+            builtin set +T
+            __stopped=
+        fi
+        builtin trap : INT
+        builtin printf -v __code '{"number":%d,"status":%d}' "$__number" "$__code"
+        builtin printf -v __number '%03o' "${#__code}"
+        builtin printf '\0\0\0\'"$__number"'\1%s' "$__code" >&11
+    } 2>/dev/null
 done
 """
 """Takes a number and code, each ended by NUL, and answers with a message: three bytes of its length are always 0.
 
 The code is evaluated inside of something sourced, because `return` in a trap leaves what is sourced: so an interrupt
 ends the whole cell, and not only the command that runs. The trap on DEBUG does the same for functions on the way out.
+An answer to cell 0 comes first: before, an interrupt would end bash itself.
 """
 
 
@@ -64,6 +69,11 @@ def cell_request(language: str, code: str) -> Callable[[int], bytes]:
 def interruption(language: str, number: int) -> bytes:
     """Return what says, behind a request, that its cell is not to begin; after its end it is skipped."""
     return b"\0\0" if language == "bash" else encode_json({"interrupt": number})
+
+
+def is_up_at_once(language: str) -> bool:
+    """Return whether an interpreter may be interrupted from its start; else it says so with an answer to cell 0."""
+    return language != "bash"
 
 
 def _for_bash(code: str) -> bytes:

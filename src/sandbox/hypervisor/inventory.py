@@ -45,7 +45,7 @@ class OwnerRecord:
 
 def owners(runtime: Path) -> list[OwnerRecord]:
     """Return every run directory with what belongs to it."""
-    machines = find_machines()
+    machines = find_machines(runtime)
     records = []
     for path in run_directories(runtime):
         pid, alive = owner_pid(path), has_owner(path)
@@ -62,11 +62,14 @@ def owners(runtime: Path) -> list[OwnerRecord]:
     return records
 
 
-def find_machines() -> list[MachineRecord]:
-    """Return every QEMU process that bears a name of ours."""
+def find_machines(runtime: Path) -> list[MachineRecord]:
+    """Return every QEMU process whose run directory is, or was, in `runtime`.
+
+    Those of a container or another root directory are not ours, whatever their paths look like.
+    """
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (record := _machine(entry)) is not None:
+        if entry.name.isdecimal() and (record := _machine(entry, runtime)) is not None:
             found.append(record)
     return sorted(found, key=lambda machine: machine.pid)
 
@@ -80,7 +83,7 @@ def leaks(runtime: Path) -> list[str]:
         if not record.is_alive
     ]
     known = {record.run_directory.name for record in records if record.is_alive}
-    for machine in find_machines():
+    for machine in find_machines(runtime):
         if machine.run_directory not in known:
             found.append(f"QEMU process {machine.pid} ({machine.name}): no living process owns it")
         elif machine.state == "Z":
@@ -88,14 +91,16 @@ def leaks(runtime: Path) -> list[str]:
     return found
 
 
-def _machine(entry: Path) -> MachineRecord | None:
+def _machine(entry: Path, runtime: Path) -> MachineRecord | None:
     try:
+        if not (entry / "root").samefile("/"):
+            return None
         arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
     match = _GUEST.search(arguments)
-    if match is None or "qemu-system" not in arguments.split("\0", 1)[0]:
+    if match is None or "qemu-system" not in arguments.split("\0", 1)[0] or f"{runtime}/{match[2]}/" not in arguments:
         return None
     tick = os.sysconf("SC_CLK_TCK")
     uptime = float(Path("/proc/uptime").read_text().split()[0])
