@@ -5,6 +5,7 @@ Call it from worker threads only. libvirt's own event loop runs in one daemon th
 
 from __future__ import annotations
 
+import atexit
 import json
 import threading
 import time
@@ -39,7 +40,8 @@ class Connection:
         self._handle = handle
         self.is_embedded = is_embedded
         self._log_files: dict[str, Path] = {}
-        handle.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None)
+        event = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._callback = handle.domainEventRegisterAny(None, event, self._on_event, None)
 
     @classmethod
     def open(cls, uri: str, root: Path, cache: Path, emulator: str, user: str | None) -> Connection:
@@ -66,6 +68,7 @@ class Connection:
 
     def close(self) -> None:
         try:
+            self._handle.domainEventDeregisterAny(self._callback)
             self._handle.close()
         except libvirt.libvirtError as error:
             log.debug("libvirt_close_failed", error=str(error))
@@ -163,20 +166,29 @@ def _wait_migrated(domain: Any, doing: str) -> None:
 
 
 _event_loop = threading.Lock()
-_event_loop_runs = False
+_event_loop_thread: threading.Thread | None = None
+_event_loop_stops = threading.Event()
+_STOP_SECONDS = 1.0
 
 
 def _start_event_loop() -> None:
-    """Start libvirt's event loop once per process."""
-    global _event_loop_runs  # noqa: PLW0603 - libvirt has one event loop per process, so have we
+    """Start libvirt's event loop once per process; it ends with the process, before the interpreter does."""
+    global _event_loop_thread  # noqa: PLW0603 - libvirt has one event loop per process, so have we
     with _event_loop:
-        if _event_loop_runs:
-            return
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True).start()
-        _event_loop_runs = True
+        if _event_loop_thread is None:
+            libvirt.virEventRegisterDefaultImpl()
+            _event_loop_thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+            _event_loop_thread.start()
+            atexit.register(_stop_event_loop, _event_loop_thread)
 
 
 def _run_event_loop() -> None:
-    while True:
+    while not _event_loop_stops.is_set():
         libvirt.virEventRunDefaultImpl()
+
+
+def _stop_event_loop(thread: threading.Thread) -> None:
+    """End the loop: a callback into an interpreter that is being taken down would crash the process."""
+    _event_loop_stops.set()
+    libvirt.virEventAddTimeout(0, lambda *_: None, None)  # wakes the loop
+    thread.join(_STOP_SECONDS)
