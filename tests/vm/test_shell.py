@@ -18,6 +18,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from sandbox.config import HostConfig
+from sandbox.hypervisor.inventory import find_machines
+
 SECONDS = 20.0
 PROMPT = rb"user@sbx-[0-9a-f]+-\d+:[^\n]*\$ "
 
@@ -166,15 +169,12 @@ def test_terminal_is_raw_again_after_a_stop() -> None:
 def test_terminal_is_restored_when_the_vm_dies() -> None:
     """A QEMU that is killed is one line on standard error and status 125."""
     with typing() as typist:
-        children = subprocess.run(
-            ["/usr/bin/pgrep", "-f", f"guest=sbx-.*sandbox/{_run_directory(typist)}"],
-            check=False,
-            capture_output=True,
-            text=True,
-        ).stdout.split()
-        assert children
-        for pid in children:
-            os.kill(int(pid), signal.SIGKILL)
+        directory = _run_directory(typist)
+        machines = find_machines(HostConfig().runtime_dir)
+        victims = [machine.pid for machine in machines if machine.run_directory == directory]
+        assert victims
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
         assert typist.finish() == 125
         assert termios.tcgetattr(typist.slave) == typist.before
         assert typist.process.stderr is not None

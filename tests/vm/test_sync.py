@@ -13,9 +13,10 @@ import pytest
 from anyio.to_thread import run_sync
 
 import sandbox.sync
-from sandbox.config import PoolConfig
+from sandbox.config import HostConfig, PoolConfig
 from sandbox.errors import ConfigError, GuestFileError
 from sandbox.guest.events import Ended, Output
+from sandbox.hypervisor.inventory import leaks, owners
 from sandbox.template.template import Template
 
 T = TypeVar("T")
@@ -86,9 +87,5 @@ def test_interrupt_destroys_the_vm_before_it_is_raised() -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
     assert errors.rstrip().endswith(b"KeyboardInterrupt")
-    assert not _children(process.pid)
-
-
-def _children(pid: int) -> list[str]:
-    found = subprocess.run(["/usr/bin/pgrep", "-P", str(pid)], check=False, capture_output=True, text=True)
-    return found.stdout.split()
+    assert not [line for line in leaks(HostConfig().runtime_dir) if f"process {process.pid} " in line]
+    assert process.pid not in [record.pid for record in owners(HostConfig().runtime_dir)]
