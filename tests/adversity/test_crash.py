@@ -115,3 +115,13 @@ def test_foreign_directories_are_never_cleared(tmp_path: Path) -> None:
     ours.remove()
     assert sorted(path.name for path in tmp_path.glob("*/data")) == ["data"] * 3
     assert not ours.path.exists()
+
+
+def test_empty_husks_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    """What libvirt's threads make again after the end is empty and goes; a file keeps its directory."""
+    (tmp_path / "0123abcd" / "l" / "run" / "qemu").mkdir(parents=True)
+    (tmp_path / "4567abcd" / "l" / "run" / "qemu").mkdir(parents=True)
+    (tmp_path / "4567abcd" / "l" / "precious").touch()
+    reap(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["4567abcd"]
+    assert (tmp_path / "4567abcd" / "l" / "precious").exists()

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.errors import HypervisorError
@@ -66,10 +67,20 @@ class RunDirectory:
 def reap(runtime: Path) -> int:
     """End and remove what dead processes left behind; return how many run directories were cleared."""
     cleared = 0
+    _remove_husks(runtime)
     for path in _ownerless(runtime):
         _clear(path)
         cleared += 1
     return cleared
+
+
+def _remove_husks(runtime: Path) -> None:
+    """Remove the empty directories that a thread of libvirt makes again when ours are gone. Only empty ones go."""
+    for path in runtime.glob(_NAMES):
+        if not (path / _LOCK).exists():
+            for below in ("l/run/qemu", "l/run", "l", "."):
+                with suppress(OSError):
+                    (path / below).rmdir() if below != "." else path.rmdir()
 
 
 def stale(runtime: Path) -> int:
