@@ -13,8 +13,6 @@ from child import Become
 from pipe import Inlet, Outlet
 from wire import Kind
 
-_END_OF_FILE = b"\x04"
-
 
 class Execution:
     """Owned by the agent from START until EXITED is sent; afterwards its pipes only drain."""
@@ -61,9 +59,8 @@ class Execution:
         self._terminal, slave = os.openpty()
         theirs += [slave] * 3
         self._resize(rows, columns)
-        self._inlets[Kind.STDIN] = inlet = Inlet(self, Kind.STDIN, os.dup(self._terminal))
-        inlet.end_with = _END_OF_FILE
-        self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, os.dup(self._terminal))
+        self._inlets[Kind.STDIN] = Inlet(self, Kind.STDIN, os.dup(self._terminal), is_terminal=True)
+        self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, os.dup(self._terminal), is_terminal=True)
 
     def handle(self, frame):
         kind = frame.kind

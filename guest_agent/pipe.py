@@ -8,16 +8,19 @@ import termios
 
 import wire
 
+_TERMINAL_BYTES = 128 * 1024  # more than the kernel holds of what was written to a terminal and not yet read
+
 
 class Outlet:
     """What a program writes, on its way to the host."""
 
-    def __init__(self, execution, kind, fd):
+    def __init__(self, execution, kind, fd, is_terminal=False):
         self.left = None  # bytes that must have gone out before what waits in `execution.advance` may go on
         self._execution = execution
         self._agent = execution.agent
         self._kind = kind
         self._fd = fd
+        self._is_terminal = is_terminal
         self._credit = wire.WINDOW_BYTES
         self._watched = False
         os.set_blocking(fd, False)
@@ -38,9 +41,15 @@ class Outlet:
             self.move()
 
     def mark(self):
-        """Remember how much is in the pipe now: a writer that never stops must not hold up what waits for `left`."""
+        """Remember how much is in the pipe now: a writer that never stops must not hold up what waits for `left`.
+
+        A terminal does not count what is still on its way through the kernel; but a read waits for that, so the first
+        one that finds nothing ends it.
+        """
         count = array.array("i", [0])
-        if self._fd is not None:
+        if self._fd is not None and self._is_terminal:
+            count[0] = _TERMINAL_BYTES
+        elif self._fd is not None:
             fcntl.ioctl(self._fd, termios.FIONREAD, count)
         self.left = count[0]
 
@@ -70,7 +79,7 @@ class Outlet:
             if self.left:
                 self.left = max(0, self.left - len(data))
             self._agent.send(self._kind, self._execution.id, data)
-            if len(data) < wanted:
+            if len(data) < wanted and not (self.left and self._is_terminal):
                 break
         self._execution.advance()
 
@@ -90,7 +99,7 @@ class Outlet:
 class Inlet:
     """What the host sends, on its way into a program."""
 
-    def __init__(self, execution, kind, fd):
+    def __init__(self, execution, kind, fd, is_terminal=False):
         self._execution = execution
         self._agent = execution.agent
         self._kind = kind
@@ -99,10 +108,12 @@ class Inlet:
         self._ends = False
         self._owed = 0
         self._watched = False
-        self.end_with = b""  # what tells a terminal's program that there is no more
+        self._is_terminal = is_terminal
+        self._is_in_line = False
         os.set_blocking(fd, False)
 
     def put(self, data):
+        self._is_in_line = not data.endswith(b"\n")
         if not self._data and self._fd is not None:
             try:
                 written = os.write(self._fd, data)
@@ -117,9 +128,17 @@ class Inlet:
                 self.move()
 
     def end(self):
-        """No more will come. A terminal stays open for writing: its end is a character."""
-        if self.end_with:
-            self.put(self.end_with)
+        """No more will come. A terminal stays open for writing: its end is a character, read as such at a line's begin.
+
+        Within a line the first one only hands over what the line has so far.
+        """
+        if self._is_terminal and self._fd is not None:
+            try:
+                character = termios.tcgetattr(self._fd)[6][termios.VEOF]
+            except OSError:  # nobody reads from it any more
+                return
+            self.put(character * (2 if self._is_in_line else 1))
+            self._is_in_line = False
         else:
             self._ends = True
             if not self._data:

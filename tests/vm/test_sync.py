@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from sandbox.config import HostConfig, PoolConfig
 from sandbox.errors import ConfigError, GuestFileError
 from sandbox.guest.events import Ended, Output
 from sandbox.hypervisor.inventory import leaks, owners
+from sandbox.sync.portal import portal
 from sandbox.template.template import Template
 
 T = TypeVar("T")
@@ -58,6 +60,10 @@ async def test_pool_and_everything_inside_a_vm(template: Template) -> None:
                     assert next(changes).path == "a"
                 assert vm.files.read("a") == b"1"
                 assert b"".join(vm.files.stream("a")) == b"1"
+                left_early = vm.files.stream("/bin/bash")
+                assert next(left_early)
+                left_early.close()
+                assert next(left_early, None) is None
                 with pytest.raises(GuestFileError):
                     vm.read_file("nothing")
             statistics = pool.statistics()
@@ -70,6 +76,30 @@ async def test_errors_come_through_as_themselves(template: Template) -> None:
     """A caller's mistake is told as such, not as a failure of the portal."""
     with pytest.raises(ConfigError):
         await _in_thread(lambda: sandbox.sync.run("", timeout=-1))
+
+
+async def test_iterations_left_behind_wait_for_nothing(template: Template) -> None:
+    """The garbage collector may find them in the portal's own thread, which could not wait for itself."""
+
+    def leave() -> None:
+        with sandbox.sync.VMPool(PoolConfig(min_size=1)) as pool, pool.acquire(timeout=30) as vm:
+            execution = vm.spawn("seq 10; exec cat", stdin=None)
+            for iteration in (vm.files.stream("/bin/bash"), execution.events()):
+                assert next(iter(iteration))
+                cycle: list[object] = [iteration]
+                cycle.append(cycle)
+            del iteration, cycle
+            # Whoever collects, the portal's thread does, before it goes on with what it was asked.
+            portal().call(_collect())
+            execution.write(b"more")
+            execution.close_stdin()
+            assert execution.wait().stdout.endswith(b"10\nmore")
+
+    await _in_thread(leave)
+
+
+async def _collect() -> None:
+    gc.collect()
 
 
 def test_interrupt_destroys_the_vm_before_it_is_raised() -> None:

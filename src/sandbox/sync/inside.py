@@ -18,7 +18,7 @@ from sandbox.guest.files import READ_BYTES
 from sandbox.guest.sandbox import ProgramOptions, RunOptions
 from sandbox.guest.tree import TreeReport
 from sandbox.result import CellResult, Outcome, Result
-from sandbox.sync.portal import Portal
+from sandbox.sync.portal import Iteration, Portal
 from sandbox.vm import VM
 
 
@@ -44,15 +44,11 @@ class Execution:
     def wait(self) -> Result:
         return self._portal.call(self._inner.wait())
 
-    def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Iterator[Event]:
+    def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Iteration[Event]:
         async def follow() -> Events:
             return self._inner.events(stdout_offset=stdout_offset, stderr_offset=stderr_offset)
 
-        events = self._portal.call(follow())
-        try:
-            yield from self._portal.iterate(events)
-        finally:
-            self._portal.call(events.aclose())
+        return Iteration(self._portal, self._portal.call(follow()))
 
     def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         return self._portal.call(self._inner.read(stream, offset, max_bytes))
@@ -126,8 +122,8 @@ class Files:
     def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES) -> bytes:
         return self._portal.call(self._inner.read(path, offset=offset, limit=limit))
 
-    def stream(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
-        return self._portal.iterate(self._inner.stream(path, offset=offset))
+    def stream(self, path: str, *, offset: int = 0) -> Iteration[bytes]:
+        return Iteration(self._portal, self._inner.stream(path, offset=offset))
 
     def write(
         self,
@@ -170,7 +166,7 @@ class Files:
     @contextmanager
     def watch(self, path: str = ".", *, recursive: bool = False) -> Iterator[Iterator[Change]]:
         with self._portal.enter(self._inner.watch(path, recursive=recursive)) as changes:
-            yield self._portal.iterate(changes)
+            yield Iteration(self._portal, changes)
 
 
 class Sandbox:

@@ -8,11 +8,19 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
+from enum import Enum
 from typing import Any, TypeVar
 
+from sandbox.guest.events import Events
+
 T = TypeVar("T")
-_END = object()
 _STOP_SECONDS = 10.0
+
+
+class End(Enum):
+    """That an iterator has no more: no item is one."""
+
+    END = 0
 
 
 class Portal:
@@ -77,22 +85,38 @@ class Portal:
         finally:
             self.call(finish())
 
-    def iterate(self, iterator: AsyncIterator[T]) -> Iterator[T]:
-        """Yield what an asynchronous iterator yields."""
-
-        async def step() -> object:
-            return await anext(iterator, _END)
-
-        try:
-            while (item := self.call(step())) is not _END:
-                yield item  # type: ignore[misc]
-        finally:
-            if isinstance(iterator, AsyncGenerator):
-                self.call(iterator.aclose())
-
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_STOP_SECONDS)
+
+
+class Iteration(Iterator[T]):
+    """Yields what an asynchronous iterator yields.
+
+    One that is left before its end needs no `close`: what it iterates over ends itself when nobody holds it. It waits
+    for nothing then, because the garbage collector may come upon it in any thread, the portal's own among them.
+    """
+
+    def __init__(self, portal: Portal, iterator: AsyncIterator[T]) -> None:
+        self._portal = portal
+        self._iterator = iterator
+
+    def __next__(self) -> T:
+        async def step() -> T | End:
+            return await anext(self._iterator, End.END)
+
+        if isinstance(item := self._portal.call(step()), End):
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """End the iteration now, and wait until it has ended."""
+
+        async def close() -> None:
+            if isinstance(self._iterator, AsyncGenerator | Events):
+                await self._iterator.aclose()
+
+        self._portal.call(close())
 
 
 def _hand_over(task: asyncio.Task[T], done: Future[T]) -> None:
