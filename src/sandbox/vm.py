@@ -11,9 +11,9 @@ from typing import Protocol
 from sandbox.certificate import Cause
 from sandbox.errors import GuestLost, StartError
 from sandbox.guest.client import GuestClient
-from sandbox.guest.execution import lost
 from sandbox.guest.identity import Identity, Receipt
 from sandbox.guest.sandbox import Sandbox
+from sandbox.guest.verdict import lost
 from sandbox.hypervisor.machine import Machine
 
 READY_SECONDS = 30.0

@@ -12,9 +12,9 @@ from typing import Any, cast
 from sandbox.certificate import Cause
 from sandbox.errors import SandboxError
 from sandbox.guest.client import GuestClient
-from sandbox.guest.execution import lost
 from sandbox.guest.request import Request
 from sandbox.guest.sandbox import Sandbox
+from sandbox.guest.verdict import lost
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import GUEST_LIMITS, Kind, encode
 from tests.fakes.virtual_time import VirtualTimeLoop

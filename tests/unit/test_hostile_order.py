@@ -179,12 +179,12 @@ class ExecutionMachine(RuleBasedStateMachine):
         assert self.channel.heard.count(Kind.KILL) <= 1
         assert execution.has_ended == (self.verdict is not None)
         assert (self.channel.client.lost is None) or self.verdict is not None
-        assert execution._received == {**self.received, Kind.ANSWER: 0} or self.channel.client.lost is not None
+        assert execution._intake._received == {**self.received, Kind.ANSWER: 0} or self.channel.client.lost is not None
         if self.channel.client.lost is None and self.verdict is None:
-            assert {kind: execution._granted[kind] for kind in self.written} == {
+            assert {kind: execution._intake._granted[kind] for kind in self.written} == {
                 kind: self.granted[kind] for kind in self.written
             }
-            assert {kind: WINDOW_BYTES - execution._credit[kind] for kind in INPUTS} == self.spent
+            assert {kind: WINDOW_BYTES - execution._inputs._credit[kind] for kind in INPUTS} == self.spent
 
     def teardown(self) -> None:
         if hasattr(self, "execution"):

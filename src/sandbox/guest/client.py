@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestLost, ProtocolError, afresh
-from sandbox.guest.execution import Execution, lost
+from sandbox.guest.execution import Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
+from sandbox.guest.verdict import lost
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import (
     GUEST_LIMITS,

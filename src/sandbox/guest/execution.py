@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import anyio
 
-from sandbox.certificate import Cause, DeathCertificate
-from sandbox.errors import GuestLost, ProtocolError, StateError, afresh
-from sandbox.guest.ending import LOST, End, certify, outcome_of_lost
-from sandbox.guest.events import KINDS, NAMES, Events, Output, StreamName
+from sandbox.certificate import Cause
+from sandbox.errors import GuestLost, StateError, afresh
+from sandbox.guest.deadlines import Deadlines
+from sandbox.guest.ending import LOST, End
+from sandbox.guest.events import KINDS, Events, Output, StreamName
+from sandbox.guest.inputs import Inputs
+from sandbox.guest.intake import AnswerSink, Follower, Intake
 from sandbox.guest.output import Record
 from sandbox.guest.request import Request
+from sandbox.guest.verdict import Ending, lost
 from sandbox.result import Outcome, Result
 from sandbox.wire import (
-    CHUNK_BYTES,
-    GRANT_BYTES,
     INPUTS,
     OUTPUTS,
-    WINDOW_BYTES,
     Frame,
     FrameError,
     Kind,
@@ -34,7 +33,6 @@ from sandbox.wire import (
     decode_pid,
     decode_window,
     size,
-    window,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
 
 KILL_SECONDS = 2.0
 """After a kill the guest has so long to report that the process tree is gone; then the VM goes instead."""
-_TAIL_BYTES = 64 * 1024
 
 
 class Status(StrEnum):
@@ -53,14 +50,6 @@ class Status(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     """`wait` returns the result, or raises why the VM was lost; nothing of it runs any more."""
-
-
-class Follower(Protocol):
-    """Somebody who takes output as it comes."""
-
-    def floor(self, kind: Kind) -> int: ...
-    def feed(self, kind: Kind, offset: int, data: bytes) -> None: ...
-    def wake(self) -> None: ...
 
 
 class Execution:
@@ -75,28 +64,19 @@ class Execution:
         self.number = number
         self.pid: int | None = None
         """Process id in the guest, once it has one."""
-        self.record = Record(request.keep_bytes, on_progress=self._settle_all)
         self._client = client
         self._request = request
-        self._followers: WeakSet[Follower] = WeakSet()
-        self._answers: AnswerSink | None = None
-        self._received = dict.fromkeys(OUTPUTS, 0)
-        self._granted = dict.fromkeys(OUTPUTS, 0)
-        self._credit = dict.fromkeys(INPUTS, WINDOW_BYTES)
-        self._has_credit = anyio.Event()
+        self._intake = Intake(request.keep_bytes, self._send)
+        self._inputs = Inputs(self._send)
         self._input_over = False
         self._is_asked = False
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC)
-        self._ended_at: datetime | None = None
-        self._duration = 0.0
-        self._last_output: float | None = None
         self._ordered: Cause | None = None
         self._why = ""
-        self._end: End | None = None
-        self._lost: GuestLost | None = None
+        self._ending: Ending | None = None
         self._over = anyio.Event()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._deadlines = Deadlines(self.stop)
         self._mark = 0
 
     def __repr__(self) -> str:
@@ -108,6 +88,11 @@ class Execution:
     def vm(self) -> str:
         """Name of the machine that it runs in."""
         return self._client.name
+
+    @property
+    def record(self) -> Record:
+        """What it has written so far."""
+        return self._intake.record
 
     @property
     def is_busy(self) -> bool:
@@ -126,14 +111,15 @@ class Execution:
     @property
     def status(self) -> Status:
         """Whether it runs. After a loss of the VM, whether it can have run at all."""
-        if not self.has_ended:
+        if self._ending is None:
             return Status.RUNNING
-        return Status.NEVER_STARTED if self._lost is not None and not self._was_sent else Status.FINISHED
+        is_lost = isinstance(self._ending.end, GuestLost)
+        return Status.NEVER_STARTED if is_lost and not self._ending.was_sent else Status.FINISHED
 
     @property
     def outcome(self) -> Outcome | None:
         """How it ended, or None while it runs."""
-        return self._verdict()[0] if self.has_ended else None
+        return self._ending.judge()[0] if self._ending is not None else None
 
     async def wait(self) -> Result:
         """Return the result when the program has ended; as often and by as many as like.
@@ -142,9 +128,10 @@ class Execution:
         because the guest did not obey a deadline, the result says so. Cancelling the wait changes nothing.
         """
         await self._over.wait()
-        result = await self._make_result()
-        if self._lost is not None and result.outcome in LOST:
-            error = afresh(self._lost)
+        assert self._ending is not None
+        result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
+        if isinstance(self._ending.end, GuestLost) and result.outcome in LOST:
+            error = afresh(self._ending.end)
             error.partial, error.certificate = result, result.certificate
             raise error
         return result
@@ -200,12 +187,11 @@ class Execution:
         self._client.send_json(Kind.START, self.number, self._request.message())
         self._mark = self._client.queued_bytes
         self._request = replace(self._request, fields={}, env={})  # up to 8 MiB, and not needed any more
-        loop = asyncio.get_running_loop()
         if self._request.timeout is not None:
-            why = f"timed out after {self._request.timeout:g} s; the whole process tree was killed"
-            self._timers.append(loop.call_later(self._request.timeout, self.stop, Cause.DEADLINE, why))
+            self._deadlines.limit(self._request.timeout)
         if self._request.idle_timeout is not None:
-            self._timers.append(loop.call_later(self._request.idle_timeout, self._check_idle))
+            started = self._started
+            self._deadlines.limit_silence(self._request.idle_timeout, lambda: self._intake.last_output or started)
 
     def stop(self, cause: Cause, why: str) -> None:
         """Have the whole process tree killed, for this reason; if the guest does not obey, the VM goes."""
@@ -213,152 +199,92 @@ class Execution:
             return
         self._ordered, self._why = cause, why
         self._send_json(Kind.KILL, {"tree": True})
-        self._settle_all()  # nobody slows a dying program down
-        loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_later(KILL_SECONDS, self._give_up))
+        self._intake.is_free = True
+        self._intake.settle_all()  # nobody slows a dying program down
+        self._deadlines.limit_dying(KILL_SECONDS, self._give_up)
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
         self._is_asked = kind is Kind.ASK
-        view = memoryview(data)
-        while view and not self.has_ended:
-            if not self._credit[kind]:
-                if self._has_credit.is_set():  # else others wait for the same event
-                    self._has_credit = anyio.Event()
-                await self._has_credit.wait()
-                continue
-            piece = view[: min(CHUNK_BYTES, self._credit[kind])]
-            self._credit[kind] -= len(piece)
-            self._send(kind, bytes(piece))
-            view = view[len(piece) :]
+        await self._inputs.send(kind, data)
         await self._client.drained()
 
     def send_input_nowait(self, kind: Kind, data: bytes) -> bool:
         """Send a few bytes at once if the guest has room for them; return whether it had."""
-        if self.has_ended or self._credit[kind] < len(data):
-            return False
-        self._credit[kind] -= len(data)
-        self._send(kind, data)
-        return True
+        return self._inputs.send_nowait(kind, data)
 
     def follow(self, follower: Follower) -> None:
-        self._followers.add(follower)
+        self._intake.followers.add(follower)
 
     def unfollow(self, follower: Follower) -> None:
-        self._followers.discard(follower)
-        self._settle_all()
+        self._intake.followers.discard(follower)
+        self._intake.settle_all()
 
     def take_answers(self, sink: AnswerSink) -> None:
-        self._answers = sink
+        self._intake.answers = sink
 
     def deliver(self, frame: Frame) -> None:
         """Take one frame; raise `FrameError` if an honest guest could not have sent it."""
-        if self._end is not None:
+        if self.has_ended:
             raise FrameError(f"{frame.kind.name} came after the end of execution {self.number}")
         if frame.kind in OUTPUTS:
             self._take_output(frame.kind, frame.payload)
         elif frame.kind is Kind.WINDOW_IN:
             stream, count = decode_window(frame.payload, INPUTS)
-            self._credit[stream] += count
-            if self._credit[stream] > WINDOW_BYTES:
-                raise FrameError(f"execution {self.number} granted more input than its window")
-            self._has_credit.set()
+            self._inputs.grant(stream, count)
         elif frame.kind is Kind.STARTED:
             if self.pid is not None:
                 raise FrameError(f"execution {self.number} started twice")
             self.pid = decode_pid(frame.payload)
-            self._wake()
+            self._intake.wake()
         elif frame.kind is Kind.EXITED:
             end = End.model_validate(decode_json(frame.payload))
             if (end.code is None) == (end.signal is None):
                 raise FrameError("an end has either an exit code or a signal")
-            self._end = end
-            self._finish()
+            self._finish(end)
         else:
             raise FrameError(f"{frame.kind.name} does not belong to an execution")
 
     def lose(self, error: GuestLost) -> None:
         """The VM or the channel is gone: that is the end of this execution too."""
         if not self.has_ended:
-            self._lost = error
-            self._finish()
+            self._finish(error)
 
     def settle(self, kind: Kind) -> None:
         """Grant the guest credit for what everybody has taken of a stream."""
-        if self.has_ended:
-            return
-        floor = self._received[kind]
-        if kind is Kind.ANSWER:
-            floor = self._answers.taken if self._answers is not None else floor
-        elif self.record.streams[kind].is_behind:
-            return
-        elif self._ordered is None:
-            floor = min([floor, *(follower.floor(kind) for follower in self._followers)])
-        if (count := floor - self._granted[kind]) >= GRANT_BYTES:
-            self._granted[kind] = floor
-            self._send(Kind.WINDOW_OUT, window(kind, count))
+        self._intake.settle(kind)
 
     # Inside.
 
-    @property
-    def _was_sent(self) -> bool:
-        return self._mark != 0 and self._client.sent_bytes >= self._mark
-
     def _take_output(self, kind: Kind, data: bytes) -> None:
-        if not data:
-            raise FrameError(f"an empty {kind.name} frame came for execution {self.number}")
-        offset = self._received[kind]
-        self._received[kind] += len(data)
-        if self._received[kind] - self._granted[kind] > WINDOW_BYTES:
-            raise FrameError(f"{kind.name} of execution {self.number} overran its window")
+        self._intake.take(kind, data)
         if kind is Kind.ANSWER:
-            if self._answers is None:
-                raise FrameError(f"execution {self.number} answered, but is no server")
             self._is_asked = False
-            self._answers.feed(data)
-        else:
-            self._last_output = time.monotonic()
-            self.record.add(kind, data)
-            for follower in list(self._followers):  # one may bring another one in
-                follower.feed(kind, offset, data)
-            self._wake()
-            limit = self._request.output_bytes
-            if limit is not None and self._received[Kind.OUT] + self._received[Kind.ERR] > limit:
-                self.stop(Cause.OUTPUT_LIMIT, f"wrote more than {limit} bytes; the whole process tree was killed")
-        self.settle(kind)
-
-    def _check_idle(self) -> None:
-        allowed = self._request.idle_timeout
-        assert allowed is not None
-        left = (self._last_output or self._started) + allowed - time.monotonic()
-        if left > 0:
-            self._timers.append(asyncio.get_running_loop().call_later(left, self._check_idle))
-            return
-        self.stop(Cause.IDLE, f"wrote nothing for {allowed:g} s; the whole process tree was killed")
+        elif (limit := self._request.output_bytes) is not None and self._intake.written > limit:
+            self.stop(Cause.OUTPUT_LIMIT, f"wrote more than {limit} bytes; the whole process tree was killed")
+        self._intake.settle(kind)
 
     def _give_up(self) -> None:
         said = f"the guest did not obey a kill within {KILL_SECONDS:g} s; its VM is destroyed"
         self._client.close(lost(Cause.UNRESPONSIVE, said))
 
-    def _finish(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        self._duration = time.monotonic() - self._started
-        self._ended_at = datetime.now(UTC)
+    def _finish(self, end: End | GuestLost) -> None:
+        self._deadlines.cancel()
+        now = time.monotonic()
+        last = self._intake.last_output
+        self._ending = Ending(
+            end=end,
+            ordered=self._ordered,
+            why=self._why,
+            started_at=self._started_at,
+            ended_at=datetime.now(UTC),
+            duration=now - self._started,
+            last_output=None if last is None else now - last,
+            was_sent=self._mark != 0 and self._client.sent_bytes >= self._mark,
+        )
         self._over.set()
-        self._has_credit.set()
-        self._wake()
-        if self._answers is not None:
-            self._answers.wake()
+        self._inputs.end()
+        self._intake.end()
         self._client.on_ended(self)
-
-    def _wake(self) -> None:
-        for follower in list(self._followers):
-            follower.wake()
-
-    def _settle_all(self) -> None:
-        for kind in OUTPUTS:
-            self.settle(kind)
 
     def _send(self, kind: Kind, payload: bytes = b"") -> None:
         if not self.has_ended:
@@ -367,66 +293,6 @@ class Execution:
     def _send_json(self, kind: Kind, message: dict[str, object]) -> None:
         if not self.has_ended:
             self._client.send_json(kind, self.number, message)
-
-    async def _make_result(self) -> Result:
-        out, err = (self.record.streams[kind] for kind in NAMES)
-        end = self._end
-        outcome, certificate = self._verdict()
-        was_killed = self._ordered is not None and outcome is not Outcome.EXITED
-        return Result(
-            outcome=outcome,
-            exit_code=end.code if end is not None and not was_killed else None,
-            signal=end.signal if end is not None else None,
-            stdout=await out.head(),
-            stderr=await err.head(),
-            stdout_bytes=out.total,
-            stderr_bytes=err.total,
-            duration=self._duration,
-            cpu_seconds=end.cpu_s if end is not None else None,
-            peak_memory_bytes=end.peak_memory_bytes if end is not None else None,
-            vm=self._client.name,
-            id=self.id,
-            started_at=self._started_at,
-            ended_at=self._ended_at,
-            certificate=certificate,
-            stdout_tail=out.tail(_TAIL_BYTES),
-            stderr_tail=err.tail(_TAIL_BYTES),
-            runs=self.record.runs,
-            timings={**self._client.timings, "run": self._duration},
-        )
-
-    def _verdict(self) -> tuple[Outcome, DeathCertificate | None]:
-        last = None if self._last_output is None else max(0.0, self._started + self._duration - self._last_output)
-        if self._lost is None:
-            assert self._end is not None
-            return certify(self._end, self._ordered, self._why, self._duration, last)
-        cause, summary = _cause_of(self._lost), str(self._lost)
-        evidence = dict(self._lost.certificate.evidence) if self._lost.certificate is not None else {}
-        if self._ordered is not None and cause is Cause.UNRESPONSIVE:  # the deadline is why the VM had to go
-            evidence["vm"] = summary
-            cause, summary = self._ordered, f"{self._why}; {summary}"
-        return outcome_of_lost(cause), DeathCertificate(cause, summary, not self._was_sent, last, evidence)
-
-
-class AnswerSink(Protocol):
-    """Who reads a server's control stream."""
-
-    taken: int
-
-    def feed(self, data: bytes) -> None: ...
-    def wake(self) -> None: ...
-
-
-def lost(cause: Cause, said: str, **evidence: object) -> GuestLost:
-    """Return the error for a conversation that ended, with its certificate."""
-    kind = ProtocolError if cause is Cause.PROTOCOL else GuestLost
-    error = kind(said)
-    error.certificate = DeathCertificate(cause, said, retry_safe=False, evidence=evidence)
-    return error
-
-
-def _cause_of(error: GuestLost) -> Cause:
-    return error.certificate.cause if error.certificate is not None else Cause.CHANNEL
 
 
 @asynccontextmanager
