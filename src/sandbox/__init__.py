@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.config import Limits as Limits
     from sandbox.config import PoolConfig as PoolConfig
     from sandbox.config import TemplateConfig as TemplateConfig
+    from sandbox.config import TemplateTarget as TemplateTarget
     from sandbox.errors import ConfigError as ConfigError
     from sandbox.errors import ExecutionFailed as ExecutionFailed
     from sandbox.errors import GuestFileError as GuestFileError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.errors import HostResources as HostResources
     from sandbox.errors import HypervisorError as HypervisorError
     from sandbox.errors import ImageError as ImageError
+    from sandbox.errors import PoolBusy as PoolBusy
     from sandbox.errors import PoolClosed as PoolClosed
     from sandbox.errors import PoolTimeout as PoolTimeout
     from sandbox.errors import ProtocolError as ProtocolError
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from sandbox.errors import StartError as StartError
     from sandbox.errors import StateError as StateError
     from sandbox.errors import TemplateError as TemplateError
+    from sandbox.event import EventKind as EventKind
+    from sandbox.event import LifeEvent as LifeEvent
+    from sandbox.event import Observer as Observer
     from sandbox.guest.context import Context as Context
     from sandbox.guest.entry import Change as Change
     from sandbox.guest.entry import FileEntry as FileEntry
@@ -71,6 +76,7 @@ _HOMES = {
         "Limits",
         "PoolConfig",
         "TemplateConfig",
+        "TemplateTarget",
     ),
     "sandbox.errors": (
         "ConfigError",
@@ -81,6 +87,7 @@ _HOMES = {
         "HostResources",
         "HypervisorError",
         "ImageError",
+        "PoolBusy",
         "PoolClosed",
         "PoolTimeout",
         "ProtocolError",
@@ -89,6 +96,7 @@ _HOMES = {
         "StateError",
         "TemplateError",
     ),
+    "sandbox.event": ("EventKind", "LifeEvent", "Observer"),
     "sandbox.guest.context": ("Context",),
     "sandbox.guest.events": (
         "Ended",

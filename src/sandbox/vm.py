@@ -11,6 +11,7 @@ from typing import Protocol
 from sandbox.certificate import Cause
 from sandbox.errors import GuestLost, StartError
 from sandbox.guest.client import GuestClient
+from sandbox.guest.execution import Execution
 from sandbox.guest.identity import Identity, Receipt
 from sandbox.guest.sandbox import Sandbox
 from sandbox.guest.verdict import lost
@@ -77,6 +78,15 @@ class VM(Sandbox):
             self._on_lost.append(callback)
         else:
             callback()
+
+    def call_on_executions(self, callback: Callable[[Execution], None]) -> None:
+        """Have `callback` called with each execution when it has been sent and when it has ended."""
+        self._client.on_execution = callback
+
+    @property
+    def loss(self) -> GuestLost | None:
+        """Why the VM was lost, or None."""
+        return self._client.lost
 
     def console(self) -> str:
         """Return the last 64 KiB that the guest's kernel and init have printed."""

@@ -21,6 +21,8 @@ class FakeVM:
         self.timings: Mapping[str, float] = {}
         self.times_leased = 0
         self.used_at = anyio.current_time()
+        self.receipt = None
+        self.loss = None
         self._on_lost: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -45,6 +47,9 @@ class FakeVM:
             self._on_lost.append(callback)
         else:
             callback()
+
+    def call_on_executions(self, callback: Callable[[object], None]) -> None:
+        """Nothing ever runs in a fake."""
 
     def die(self) -> None:
         """End as a QEMU that was killed: everybody is told at once."""

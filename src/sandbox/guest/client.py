@@ -60,6 +60,8 @@ class GuestClient:
         self.is_open = True
         """False as soon as the guest's end is closed, a moment before `lost` can say why."""
         self.executions = Registry()
+        self.on_execution: Callable[[Execution], None] = lambda _: None
+        """Called with each execution when it was sent, and when it has ended."""
         self._stream = stream
         self._on_lost = on_lost
         self._on_closed = on_closed or (lambda: self.close(lost(Cause.CHANNEL, "the guest closed the channel")))
@@ -133,11 +135,13 @@ class GuestClient:
             raise
         self._last_use = anyio.current_time()
         self._watch()
+        self.on_execution(execution)
         return execution
 
     def on_ended(self, execution: Execution) -> None:
         self._last_use = anyio.current_time()
         self.executions.end(execution)
+        self.on_execution(execution)
 
     def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
         """Send one frame, whole, some time soon. Never waits: who sends much awaits `drained` in between."""

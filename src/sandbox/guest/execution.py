@@ -121,6 +121,16 @@ class Execution:
         """How it ended, or None while it runs."""
         return self._ending.judge()[0] if self._ending is not None else None
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran, or None while it runs."""
+        return self._ending.duration if self._ending is not None else None
+
+    def account(self) -> dict[str, object]:
+        """Return what an audit wants to know: who ran what kind of program and, after its end, how it ended."""
+        told: dict[str, object] = {"op": self._request.op, "user": self._request.user, "pid": self.pid}
+        return told | (self._ending.account(self._intake.written) if self._ending is not None else {})
+
     async def wait(self) -> Result:
         """Return the result when the program has ended; as often and by as many as like.
 

@@ -44,6 +44,19 @@ class Ending:
             cause, summary = self.ordered, f"{self.why}; {summary}"
         return outcome_of_lost(cause), DeathCertificate(cause, summary, not self.was_sent, self.last_output, evidence)
 
+    def account(self, written: int) -> dict[str, object]:
+        """Return how it ended, in a few plain values."""
+        outcome, certificate = self.judge()
+        end = self.end if isinstance(self.end, End) else None
+        return {
+            "outcome": outcome.value,
+            "cause": certificate.cause.value if certificate is not None else None,
+            "exit_code": end.code if end is not None else None,
+            "signal": end.signal if end is not None else None,
+            "cpu_seconds": end.cpu_s if end is not None else None,
+            "output_bytes": written,
+        }
+
     async def report(self, record: Record, vm: str, ident: str, timings: Mapping[str, float]) -> Result:
         """Return the result, with what was kept of the output."""
         out, err = record.streams[Kind.OUT], record.streams[Kind.ERR]

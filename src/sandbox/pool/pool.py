@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from types import TracebackType
@@ -14,8 +15,10 @@ from anyio.to_thread import run_sync
 
 from sandbox.config import PoolConfig, TemplateConfig
 from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
+from sandbox.event import EventKind, Observer
 from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
+from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, plan, spread
 from sandbox.pool.shelf import Shelf
@@ -45,9 +48,16 @@ class VMPool:
         *,
         source: VMSource | None = None,
         sources: Mapping[str, VMSource] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
-        """Make a pool, not yet open. `source` and `sources` replace templates of `config` by other sources of VMs."""
+        """Make a pool, not yet open. `source` and `sources` replace templates of `config` by other sources of VMs.
+
+        Each of `observers` is called with every `LifeEvent` of the pool, in the event loop's thread.
+        """
         self.config = config or PoolConfig()
+        self.id = secrets.token_hex(4)
+        """Names this pool in events."""
+        self._broadcast = Broadcast(self.id, observers)
         self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
         self._shelves: dict[str, Shelf] = {}
         self._numbers = count(1)
@@ -72,11 +82,14 @@ class VMPool:
         now = asyncio.get_running_loop().time
         for name, (template, min_size) in self._wanted().items():
             source = self._sources.get(name) or await self._ensure(template)
-            self._shelves[name] = Shelf(source, min_size, self.config, now=now, tell=self._tell)
+            self._shelves[name] = Shelf(
+                name, source, min_size, self.config, now=now, on_change=self._on_change, broadcast=self._broadcast
+            )
         await run_sync(log.prepare)
         if self._is_closing:
             raise PoolClosed("the pool was closed while it was opened")
         self._owner = asyncio.create_task(self._own(), name="sandbox-pool")
+        self._broadcast.tell(EventKind.POOL_OPENED, min_size=self.config.min_size, max_size=self.config.max_size)
 
     def _wanted(self) -> dict[str, tuple[TemplateConfig, int]]:
         more = {name: (target.template, target.min_size) for name, target in self.config.more.items()}
@@ -94,6 +107,10 @@ class VMPool:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([self._owner])
             self._owner.result()
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Have `observer` called with every further event; return a function that ends that."""
+        return self._broadcast.add(observer)
 
     @property
     def is_closed(self) -> bool:
@@ -156,6 +173,18 @@ class VMPool:
         return lease
 
     async def _wait_for_lease(
+        self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
+    ) -> Lease:
+        since = shelf.now()
+        try:
+            return await self._wait_in_queue(shelf, timeout, priority, lease_ttl)
+        except BaseException as error:
+            code = error.code if isinstance(error, SandboxError) else type(error).__name__
+            fields = {"error": str(error), "code": code}
+            self._broadcast.tell(EventKind.CLAIM_REFUSED, template=shelf.name, seconds=shelf.now() - since, **fields)
+            raise
+
+    async def _wait_in_queue(
         self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
     ) -> Lease:
         request = shelf.enqueue(priority, lease_ttl)
@@ -231,7 +260,8 @@ class VMPool:
         finally:  # also when a defect of ours or of a source brings the owner down: nobody is left waiting
             self._is_closing = True
             self._refuse_all(PoolClosed("the pool has ended; `aclose` raises the cause if it failed"))
-            self._tell()
+            self._on_change()
+            self._broadcast.tell(EventKind.POOL_CLOSED)
 
     def _new_slot(self, shelf: Shelf) -> Slot:
         number = next(self._numbers)
@@ -258,7 +288,7 @@ class VMPool:
             said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
 
-    def _tell(self) -> None:
+    def _on_change(self) -> None:
         self._kick.set()
         changed, self._changed = self._changed, anyio.Event()
         changed.set()

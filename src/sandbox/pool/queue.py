@@ -16,8 +16,9 @@ _numbers = count()
 class Request:
     """One caller. Filled, once, by whoever has a VM or a reason why there is none."""
 
-    def __init__(self, seniority: float, lease_ttl: float | None = None) -> None:
+    def __init__(self, seniority: float, since: float = 0.0, lease_ttl: float | None = None) -> None:
         self.key = (seniority, next(_numbers))
+        self.since = since
         self.lease_ttl = lease_ttl
         self.answered = anyio.Event()
         self.lease: Lease | None = None

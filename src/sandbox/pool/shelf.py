@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, SandboxError, afresh
-from sandbox.log import log
+from sandbox.event import EventKind
+from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready, wakes_due
 from sandbox.pool.queue import Queue, Request
@@ -23,14 +24,18 @@ class Shelf:
 
     def __init__(
         self,
+        name: str,
         source: VMSource,
         min_size: int,
         config: PoolConfig,
         *,
         now: Callable[[], float],
-        tell: Callable[[], None],
+        on_change: Callable[[], None],
+        broadcast: Broadcast,
     ) -> None:
+        self.name = name
         self.now = now
+        self.broadcast = broadcast
         self.source = source
         self.slots: set[Slot] = set()
         self.ready: deque[Slot] = deque()
@@ -44,7 +49,7 @@ class Shelf:
         self.is_closing = False
         self._min_size = min_size
         self._config = config
-        self._tell = tell
+        self._on_change = on_change
         self._claims = Rate()
         self._start_seconds = 0.0
 
@@ -79,7 +84,7 @@ class Shelf:
             slot = self.ready.popleft()
             if slot.is_claimable:
                 self.count.hits += 1
-                lease = self._lend(slot, lease_ttl)
+                lease = self._lend(slot, lease_ttl, 0.0, hit=True)
                 self._wake_some()
                 return lease
             slot.end("expired")
@@ -90,7 +95,7 @@ class Shelf:
         if self.is_broken and self.last_failure is not None:
             raise afresh(self.last_failure)
         key = seniority(self.now(), priority, self._config.priority_seconds)
-        request = Request(key, lease_ttl)
+        request = Request(key, self.now(), lease_ttl)
         self.queue.put(request)
         self._wake_some()
         return request
@@ -117,13 +122,13 @@ class Shelf:
     def _offer(self, slot: Slot) -> None:
         if self.queue and slot.is_claimable:  # with a tiny TTL it may have expired by now
             request = self.queue.pop()
-            request.grant(self._lend(slot, request.lease_ttl))
+            request.grant(self._lend(slot, request.lease_ttl, self.now() - request.since, hit=False))
         elif len(self.ready) < self._config.running_ready:
             self.ready.append(slot)
         else:
             slot.pause()
             self.paused.append(slot)
-        self._tell()
+        self._on_change()
 
     def _wake_some(self) -> None:
         waking = sum(slot.state is SlotState.WAKING for slot in self.slots)
@@ -142,6 +147,7 @@ class Shelf:
         if slot.state is SlotState.ENDING:
             return
         if slot.state is SlotState.LEASED:
+            slot.tell_lease_ended()
             if slot.is_lost:
                 self.count.lost += 1
             else:
@@ -154,7 +160,7 @@ class Shelf:
         slot.state = SlotState.ENDING
         if not self.is_closing:
             self._wake_some()
-        self._tell()
+        self._on_change()
 
     def on_start_failed(self, error: SandboxError) -> None:
         """A VM did not come up: try again, ever more slowly, and tell those who wait when it looks hopeless."""
@@ -169,11 +175,11 @@ class Shelf:
         """A slot's VM is destroyed."""
         self.slots.discard(slot)
         self.count.destroyed += 1
-        self._tell()
+        self._on_change()
 
-    def _lend(self, slot: Slot, lease_ttl: float | None) -> Lease:
+    def _lend(self, slot: Slot, lease_ttl: float | None, waited: float, *, hit: bool) -> Lease:
         lease = slot.claim(lease_ttl)
         self.count.claimed += 1
-        log.debug("vm_claimed", vm=lease.vm.name, lease=lease.token)
-        self._tell()
+        slot.tell(EventKind.LEASE_BEGAN, waited, hit=hit)
+        self._on_change()
         return lease

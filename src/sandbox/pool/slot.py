@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sandbox.errors import SandboxError, StartError
+from sandbox.event import EventKind
 from sandbox.log import log
 from sandbox.pool.lease import Lease
 from sandbox.vm import VM, VMSource
 
 if TYPE_CHECKING:
+    from sandbox.guest.execution import Execution
     from sandbox.pool.shelf import Shelf
 
 
@@ -42,6 +44,7 @@ class Slot:
         self._started = self.now()
         self._expires = 0.0
         self._lease: Lease | None = None
+        self._lent_at = 0.0
         self._is_stopped = False
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -63,6 +66,7 @@ class Slot:
                         if self.is_lost:
                             raise StartError(f"{vm.name} died before it could be lent")
                         was_offered = True
+                        self.tell(EventKind.VM_STARTED, now - self._started, timings=vm.timings, receipt=vm.receipt)
                         self._shelf.on_ready(self, now - self._started)
                         await self._stay()
                     finally:
@@ -71,9 +75,12 @@ class Slot:
             if was_offered:
                 log.error("vm_end_failed", slot=self.number, error=str(error))
             else:
-                log.warning("vm_start_failed", slot=self.number, error=str(error))
+                seconds = self.now() - self._started
+                self.tell(EventKind.VM_START_FAILED, seconds, error=str(error), code=error.code)
                 self._shelf.on_start_failed(error)
         finally:
+            if was_offered:
+                self.tell(EventKind.VM_DESTROYED, self.now() - self._started, why=self.why)
             self.over.set()
             self.gone.set()
             self._shelf.on_gone(self)
@@ -98,10 +105,13 @@ class Slot:
             if self.state is SlotState.PAUSED and not self._is_stopped:
                 self._is_stopped = True
                 await self.vm.pause()
+                self.tell(EventKind.VM_PAUSED)
             elif self.state is SlotState.WAKING:
                 if self._is_stopped:
+                    began = self.now()
                     await self.vm.resume()
                     self._is_stopped = False
+                    self.tell(EventKind.VM_WOKEN, self.now() - began)
                 if not self.over.is_set():
                     self._shelf.on_woken(self)
             else:
@@ -154,8 +164,33 @@ class Slot:
         assert self.vm is not None
         self.state = SlotState.LEASED
         self._lease = Lease(self, self.vm, lease_ttl)
+        self._lent_at = self.now()
+        self.vm.call_on_executions(self._on_execution)
         self.look_again()
         return self._lease
+
+    def tell(self, kind: EventKind, seconds: float | None = None, *, execution: str = "", **fields: object) -> None:
+        """Tell the pool's observers something about this slot's VM, or its lease."""
+        self._shelf.broadcast.tell(
+            kind,
+            template=self._shelf.name,
+            vm=self.vm.name if self.vm is not None else "",
+            lease=self._lease.token if self._lease is not None else "",
+            execution=execution,
+            seconds=seconds,
+            **fields,
+        )
+
+    def tell_lease_ended(self) -> None:
+        """Tell that the lease is over, and of what the VM died if it did."""
+        assert self.vm is not None
+        certificate = self.vm.loss.certificate if self.is_lost and self.vm.loss is not None else None
+        cause = certificate.cause.value if certificate is not None else None
+        self.tell(EventKind.LEASE_ENDED, self.now() - self._lent_at, why=self.why, cause=cause)
+
+    def _on_execution(self, execution: Execution) -> None:
+        kind = EventKind.EXECUTION_ENDED if execution.has_ended else EventKind.EXECUTION_STARTED
+        self.tell(kind, execution.seconds, execution=execution.id, **execution.account())
 
     def look_again(self) -> None:
         """Have the slot look at its deadlines anew."""
