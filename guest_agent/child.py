@@ -9,6 +9,7 @@ import termios
 
 import accounts
 import boot
+import cgroup
 import files
 import interpreter
 import script
@@ -52,19 +53,21 @@ class Become(BaseException):
         waits = self._request["op"] == "interpreter"  # an interrupt that comes before its first cell must not end it
         signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
         self._group.enter()
+        descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=boot.proc)
+        os.write(descriptor, b"0")
         os.setsid()
         for target, fd in enumerate(self._stdio):
             os.dup2(fd, target)
         os.closerange(len(self._stdio), boot.OPEN_FILES)
         if self._request.get("pty"):
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("0")
         os.umask(0o022)
 
     def _limit(self, limits):
         files = limits.get("open_files")
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files) if files else (1024, boot.OPEN_FILES))
+        # The control group counts processes, and tells what it refused: the kernel's own limit must not come before.
+        resource.setrlimit(resource.RLIMIT_NPROC, (cgroup.PIDS_MAX, cgroup.PIDS_MAX))
         if limits.get("cpu_seconds"):
             seconds = max(1, math.ceil(limits["cpu_seconds"]))
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))

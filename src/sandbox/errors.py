@@ -14,7 +14,7 @@
     ├─ GuestLost                     sent, but no answer: it may have run; never retried by us
     │  └─ ProtocolError              the guest broke the protocol, so nothing it says counts
     ├─ GuestFileError (OSError)      a file operation that the guest refused
-    ├─ HostFileError (OSError)       a copy from a guest that cannot be written to this host, or should not
+    ├─ HostFileError (OSError)       a copy that this host's side cannot give or take, or should not
     └─ ExecutionFailed               raised by `Result.check()` only
 
 What a guest program did (exit code, signal, time-out, output limit) is data in `Result`, never an exception.
@@ -131,7 +131,7 @@ class GuestFileError(SandboxError, OSError):
 
 
 class HostFileError(SandboxError, OSError):
-    """A file from a guest cannot be written to this host, or its name or size forbids it."""
+    """A copy between a guest and this host: our side cannot be read or written, or a name or size forbids it."""
 
     code = "HOST_FILE"
 

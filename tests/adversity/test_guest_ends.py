@@ -185,3 +185,15 @@ async def _first_word(execution: Execution) -> None:
 
 def _cause(result: Result) -> Cause | None:
     return result.certificate.cause if result.certificate is not None else None
+
+
+async def test_refused_processes_are_counted_whoever_asked_for_them(vm: VM) -> None:
+    """Threads without end meet the control group's limit, which counts, not one of the kernel's own that does not."""
+    code = "import threading\nwhile True:\n    threading.Thread(target=threading.Event().wait, daemon=True).start()"
+    result = await vm.run(code, timeout=60, capture_bytes=1000)
+    assert result.exit_code == 1
+    assert result.certificate is not None
+    assert result.certificate.cause is Cause.PROCESS_LIMIT
+    refused = result.certificate.evidence["forks_refused"]
+    assert isinstance(refused, int)
+    assert refused > 0

@@ -123,6 +123,13 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_text() == "abc"
 
 
+def test_a_colon_may_be_part_of_a_name(tmp_path: Path) -> None:
+    """What names a file here as a whole is put as that."""
+    (tmp_path / "a:b").write_text("abc")
+    done = sandbox("exec", "--put", "a:b", "-c", "print(open('a:b').read())", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"abc\n")
+
+
 def test_what_is_left_out_of_a_directory_is_told(tmp_path: Path) -> None:
     """Links do not come along; one line says so."""
     done = sandbox("exec", "--get", "d", "-c", "import os; os.mkdir('d'); os.symlink('x', 'd/link')", cwd=tmp_path)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from sandbox.errors import StateError
+from sandbox.errors import ConfigError, StateError
 from sandbox.guest.context import Context
 from sandbox.result import CellResult, Outcome
 from sandbox.vm import VM
@@ -102,6 +102,17 @@ async def test_top_level_await_shares_one_event_loop(vm: VM) -> None:
         assert (interrupted.outcome, interrupted.stdout) == (Outcome.TIMED_OUT, b"cleaned up\n")
         assert interrupted.context_alive
         assert (await ok(context, "await asyncio.sleep(0.05); len(asyncio.all_tasks())")).value == {"text/plain": "1"}
+
+
+async def test_options_of_a_context_hold_for_its_cells(vm: VM) -> None:
+    """What is kept of a cell's output is the context's own unless a call says otherwise; unknown options are told."""
+    async with vm.context(capture_bytes=3, cwd="/tmp") as context:
+        short = await ok(context, "import os; print(os.getcwd())")
+        assert (short.stdout, short.stdout_bytes) == (b"/tm", 5)
+        assert (await context.run("print(1234)", capture_bytes=100)).stdout == b"1234\n"
+    for wrong in ({"capture_bytes": -1}, {"colour": "red"}):
+        with pytest.raises(ConfigError):
+            vm.open_context(**wrong)
 
 
 async def test_errors_are_data_and_begin_in_the_cell(vm: VM) -> None:

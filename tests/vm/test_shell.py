@@ -79,6 +79,17 @@ def typing() -> Iterator[Typist]:
         os.close(typist.slave)
 
 
+def test_a_shell_that_does_not_answer_can_be_left() -> None:
+    """Enter, tilde, dot: the terminal is as before, and the VM is gone."""
+    with typing() as typist:
+        typist.type("stty raw -echo; exec sleep 1000\r")
+        typist.type("\x03\x04\r~.")
+        assert typist.finish() == 130
+        assert termios.tcgetattr(typist.slave) == typist.before
+        assert typist.process.stderr is not None
+        assert b"left the shell" in typist.process.stderr.read()
+
+
 def test_editing_interrupting_and_stopping() -> None:
     """Lines can be edited; Ctrl-C and Ctrl-Z reach the program in the guest, not the command; the status is ours."""
     with typing() as typist:

@@ -122,8 +122,9 @@ def shell(
 ) -> None:
     """Open an interactive shell in a fresh virtual machine.
 
-    Every key goes to the guest, Ctrl-C and Ctrl-Z too; `exit` or Ctrl-D ends it, and the machine with it. Without a
-    terminal, commands are read from standard input. The exit code is the shell's.
+    Every key goes to the guest, Ctrl-C and Ctrl-Z too; `exit` or Ctrl-D ends it, and the machine with it. Should it not
+    answer any more, Enter ~ . leaves it. Without a terminal, commands are read from standard input. The exit code is
+    the shell's.
     """
     from sandbox.cli.shell import ShellRequest, run_shell
 

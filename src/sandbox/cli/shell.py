@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.cli.environment import variables
+from sandbox.cli.escape import Left, with_escape
 from sandbox.cli.exec import memory_mib
 from sandbox.cli.run import complain, report, run
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
@@ -16,6 +17,7 @@ from sandbox.result import Outcome
 from sandbox.template.template import Template
 
 _ID = "shell"
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ def run_shell(request: ShellRequest) -> int:
         config = TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory))
     except SandboxError as error:
         return report(error)
-    return run(_shell(request, env, config))
+    try:
+        return run(_shell(request, env, config))
+    except Left:
+        complain("left the shell; its VM is destroyed")
+        return INTERRUPTED
 
 
 async def _shell(request: ShellRequest, env: dict[str, str], config: TemplateConfig) -> int:
@@ -55,7 +61,7 @@ async def _shell(request: ShellRequest, env: dict[str, str], config: TemplateCon
                 ["bash", "--login", *(() if interactive else ("-s",))],
                 id=_ID,
                 pty=terminal_size() if interactive else None,
-                stdin=standard_input(),
+                stdin=with_escape(standard_input()) if interactive else standard_input(),
                 on_output=pass_on,
                 capture_bytes=0,
                 env=env,

@@ -25,8 +25,11 @@ class Transfer:
 
 
 def parse_put(text: str) -> Transfer:
-    """Read `HOST[:GUEST]`; without a guest path the name stays, and a guest path that ends with / is a directory."""
-    host, _, guest = text.partition(":")
+    """Read `HOST[:GUEST]`; without a guest path the name stays, and a guest path that ends with / is a directory.
+
+    What names a file here as a whole is its name, colons and all.
+    """
+    host, _, guest = (text, "", "") if Path(text).exists() else text.partition(":")
     if not host:
         raise ConfigError(f"--put {text!r} names no file of this host; write HOST or HOST:GUEST")
     if not Path(host).exists():

@@ -38,8 +38,11 @@ class Context:
     It ends with its context manager, with `aclose`, when its code exits or kills it, or with the VM.
     """
 
-    def __init__(self, client: GuestClient, language: str, request: Request) -> None:
+    def __init__(
+        self, client: GuestClient, language: str, request: Request, capture_bytes: int = CAPTURE_BYTES
+    ) -> None:
         self.language = language
+        self._capture_bytes = _not_negative(capture_bytes)
         self._server = Server(client, request)
         self._turn = anyio.Lock()
         self._number = 0
@@ -72,7 +75,7 @@ class Context:
         *,
         timeout: float | None = None,
         on_output: Callable[[StreamName, bytes], None] | None = None,
-        capture_bytes: int = CAPTURE_BYTES,
+        capture_bytes: int | None = None,
     ) -> CellResult:
         """Run code and return what it wrote, the value of its last expression, what it displayed, and its error.
 
@@ -82,8 +85,7 @@ class Context:
         """
         if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
-        if capture_bytes < 0:
-            raise ConfigError(f"capture_bytes is {capture_bytes}; give 0 or more")
+        keep = self._capture_bytes if capture_bytes is None else _not_negative(capture_bytes)
         request = cell_request(self.language, code)
         async with self._turn:
             await self._make_ready()
@@ -91,7 +93,7 @@ class Context:
                 outcome = self.execution.outcome or "closed"
                 raise StateError(f"the context {self.id} has ended ({outcome}); open another one")
             self._number += 1
-            cell = Cell(self.execution, self._number, capture_bytes, on_output, self._fail)
+            cell = Cell(self.execution, self._number, keep, on_output, self._fail)
             self._busy_with, self._is_interrupted = self._number, False
             try:
                 return await self._run(cell, request(self._number), timeout)
@@ -197,3 +199,9 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _not_negative(capture_bytes: int) -> int:
+    if capture_bytes < 0:
+        raise ConfigError(f"capture_bytes is {capture_bytes}; give 0 or more")
+    return capture_bytes

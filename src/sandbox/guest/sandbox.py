@@ -19,7 +19,7 @@ from sandbox.guest.events import Output, StreamName
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
-from sandbox.guest.request import Request, command, script
+from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
 from sandbox.guest.tree import TreeReport
 from sandbox.result import Result
 
@@ -146,11 +146,16 @@ class Sandbox:
             await context.aclose()
 
     def open_context(self, language: str = "python", **options: Unpack[ProgramOptions]) -> Context:
-        """Open a persistent interpreter that lives until `aclose`, or as long as the VM."""
+        """Open a persistent interpreter that lives until `aclose`, or as long as the VM.
+
+        Of the options, `timeout` and `idle_timeout` are for the interpreter's whole life; `capture_bytes` is for each
+        of its cells, unless `Context.run` is given another number.
+        """
         if language not in self.languages:
             raise ConfigError(f"the image has no language {language!r}; it has {', '.join(self.languages)}")
         fields = {key: value for key, value in options.items() if key != "capture_bytes"}
-        return Context(self._client, language, start_request(language, fields))
+        request = _checked(lambda: start_request(language, fields))
+        return Context(self._client, language, request, options.get("capture_bytes", CAPTURE_BYTES))
 
     @property
     def files(self) -> Files:
@@ -197,10 +202,15 @@ def _request(
     op: str, fields: Mapping[str, object], options: Mapping[str, object], *, pty: tuple[int, int] | None
 ) -> Request:
     renamed = {{"capture_bytes": "keep_bytes"}.get(key, key): value for key, value in options.items()}
+    return _checked(lambda: Request(op, fields, pty=pty, **renamed))  # type: ignore[arg-type]
+
+
+def _checked(make: Callable[[], Request]) -> Request:
+    """Return the request; an option that does not exist is the caller's mistake."""
     try:
-        return Request(op, fields, pty=pty, **renamed)  # type: ignore[arg-type]
+        return make()
     except TypeError as error:
-        raise ConfigError(f"{error}") from error
+        raise ConfigError(f"{error}".replace("Request.__init__()", "the call")) from error
 
 
 async def _feed(execution: Execution, stdin: Stdin) -> None:
