@@ -18,6 +18,7 @@ import accounts
 import boot
 import evidence
 import wire
+from body import Body
 from channel import Channel
 from child import Become
 from execution import Execution
@@ -38,6 +39,7 @@ class Agent:
         self.executions = {}
         self.children = {}  # process id -> execution
         self.paused = []  # outlets that wait for room in the channel
+        self.spare = None
         self.epoch = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -71,7 +73,7 @@ class Agent:
             if frame.id not in self.executions:
                 execution = Execution(self, frame.id)
                 self.executions[frame.id] = execution
-                execution.start(wire.decode_json(frame.payload))
+                execution.start(frame.payload)
         elif frame.id in self.executions:  # else: a late word to an execution that has ended
             self.executions[frame.id].handle(frame)
 
@@ -82,11 +84,27 @@ class Agent:
 
     def quiesce(self):
         """Leave nothing in motion: what is in memory now is in every clone."""
+        self.make_spare()
+        self.spare.wait_ready()
         os.sync()
         gc.collect()
         gc.freeze()
         self.send(Kind.QUIESCED, 0)
         self.epoch = None
+
+    def make_spare(self):
+        """Have a child ready for the next program."""
+        if self.spare is None or self.spare.pid is None:
+            self.spare = Body()
+            self.children[self.spare.pid] = self.spare
+
+    def take_spare(self, payload, request):
+        """Return the child that was made ahead, with the request in its hands; None if there is none for it."""
+        spare = self.spare
+        if spare is None or not spare.take(payload, request):
+            return None
+        self.spare = None
+        return spare
 
     def send(self, kind, ident, payload=b""):
         self.channel.send(wire.encode_header(kind, self.epoch, ident, len(payload)), payload)

@@ -32,10 +32,12 @@ class Group:
     def __init__(self):
         self._path = None
 
-    def create(self, limits):
+    def create(self):
         if not _stock:
             restock()
         self._path = _stock.pop()
+
+    def limit(self, limits):
         if limits.get("memory_bytes"):
             _write(f"{self._path}/memory.max", str(limits["memory_bytes"]))
         if limits.get("processes"):

@@ -1,11 +1,15 @@
 """What a forked child does to stop being the agent and become the program that was asked for."""
 
 import fcntl
+import gc
 import math
 import os
+import random
 import resource
 import signal
+import struct
 import termios
+import time
 
 import accounts
 import boot
@@ -14,19 +18,33 @@ import files
 import interpreter
 import script
 import watch
+import wire
 
+SPENT = struct.Struct("d")  # processor seconds that a child made ahead has used before its request
 WORKSPACE = "/workspace"
 SERVERS = {"interpreter": interpreter.serve, "files": files.serve, "watch": watch.serve}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+class Ends:
+    """The child's ends of its pipes: the program's, and those by which a child made ahead gets its request."""
+
+    def __init__(self):
+        self.stdio = []
+        self.orders = self.ready = None
+
+    def close(self):
+        for fd in {*self.stdio, self.orders, self.ready} - {None}:
+            os.close(fd)
+
+
 class Become(BaseException):
     """Unwinds the forked child's copy of the agent's stack; `run` then turns the process into the program."""
 
-    def __init__(self, request, stdio, group):
+    def __init__(self, request, ends, group):
         super().__init__()
         self._request = request
-        self._stdio = stdio
+        self._ends = ends
         self._group = group
 
     def run(self):
@@ -34,6 +52,9 @@ class Become(BaseException):
         status = 126
         try:
             self._leave_agent()
+            if self._request is None:
+                self._wait_for_request()
+            self._take_signals()
             status = self._drop_and_run()
         except OSError as error:
             self._complain(f"{error.filename or ''}: {error.strerror}".lstrip(": "))
@@ -47,21 +68,52 @@ class Become(BaseException):
         os.write(2, f"sandbox: {message}\n".encode(errors="surrogateescape"))
 
     def _leave_agent(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        waits = self._request["op"] == "interpreter"  # an interrupt that comes before its first cell must not end it
-        signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
         self._group.enter()
         descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=boot.proc)
         os.write(descriptor, b"0")
         os.setsid()
-        for target, fd in enumerate(self._stdio):
+        stdio = self._ends.stdio
+        for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        os.closerange(len(self._stdio), boot.OPEN_FILES)
-        if self._request.get("pty"):
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if self._request is None:
+            self._ends.orders = os.dup2(self._ends.orders, len(stdio))
+            self._ends.ready = os.dup2(self._ends.ready, len(stdio) + 1)
+            os.closerange(len(stdio) + 2, boot.OPEN_FILES)
+        else:
+            os.closerange(len(stdio), boot.OPEN_FILES)
+            if self._request.get("pty"):
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.umask(0o022)
+
+    def _wait_for_request(self):
+        """Do all that needs no request, then block until one comes; end when there will be none."""
+        script.forget_agent()
+        gc.freeze()
+        try:
+            os.write(self._ends.ready, SPENT.pack(time.process_time()))
+        except BrokenPipeError:  # the request was faster
+            pass
+        payload = bytearray()
+        while piece := os.read(self._ends.orders, 65536):
+            payload += piece
+        if not payload:
+            os._exit(0)
+        for fd in (self._ends.orders, self._ends.ready):
+            os.close(fd)
+        self._request = wire.decode_json(payload)
+        if not self._request.get("control"):
+            os.closerange(3, 5)
+        random.seed()  # as a fork does: this one may lie before a snapshot
+
+    def _take_signals(self):
+        """Let an interrupt through that has come meanwhile; one before an interpreter's first cell must not end it."""
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        waits = self._request["op"] == "interpreter"
+        signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _limit(self, limits):
         files = limits.get("open_files")

@@ -1,15 +1,12 @@
 """One execution: a child process, its pipes or its terminal, its control group and its end."""
 
-import fcntl
 import os
-import struct
-import termios
 import time
 
 import cgroup
 import evidence
 import wire
-from child import Become
+from body import Body
 from pipe import Inlet, Outlet
 from wire import Kind
 
@@ -24,43 +21,31 @@ class Execution:
         self._started = time.monotonic()
         self._inlets = {}
         self._outlets = {}
-        self._terminal = None
+        self._body = None
         self._answer_waits = False
         self._status = None
         self._usage = None
-        self._group = cgroup.Group()
 
-    def start(self, request):
-        """Fork. The child leaves by raising `Become`, so that none of the agent's frames outlive it."""
-        theirs = []
+    def start(self, payload):
+        """Fork, or take the child that was made ahead. A child leaves the agent's frames by raising `Become`."""
+        request = wire.decode_json(payload)
         try:
-            if request.get("pty"):
-                self._open_terminal(theirs, *request["pty"])
-            else:
-                self._inlets[Kind.STDIN] = Inlet(self, Kind.STDIN, _pipe_in(theirs))
-                self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, _pipe_out(theirs))
-                self._outlets[Kind.ERR] = Outlet(self, Kind.ERR, _pipe_out(theirs))
-            if request.get("control"):
-                self._inlets[Kind.ASK] = Inlet(self, Kind.ASK, _pipe_in(theirs))
-                self._outlets[Kind.ANSWER] = AnswerOutlet(self, Kind.ANSWER, _pipe_out(theirs))
-            self._group.create(request.get("limits") or {})
-            self.pid = os.fork()
+            self._body = self.agent.take_spare(payload, request) or Body(request)
         except OSError as error:
-            self._refuse(theirs, f"sandbox: cannot start a process in the guest: {error.strerror}\n")
+            self._refuse(f"sandbox: cannot start a process in the guest: {error.strerror}\n")
             return
-        if self.pid == 0:
-            raise Become(request, theirs, self._group)
-        for fd in set(theirs):
-            os.close(fd)
+        self.pid = self._body.pid
         self.agent.children[self.pid] = self
+        ends, self._body.ends = self._body.ends, {}
+        is_terminal = self._body.terminal is not None
+        for kind, fd in ends.items():
+            if kind in (Kind.STDIN, Kind.ASK):
+                self._inlets[kind] = Inlet(self, kind, fd, is_terminal)
+            elif kind is Kind.ANSWER:
+                self._outlets[kind] = AnswerOutlet(self, kind, fd)
+            else:
+                self._outlets[kind] = Outlet(self, kind, fd, is_terminal)
         self.agent.send(Kind.STARTED, self.id, wire.pid(self.pid))
-
-    def _open_terminal(self, theirs, rows, columns):
-        self._terminal, slave = os.openpty()
-        theirs += [slave] * 3
-        self._resize(rows, columns)
-        self._inlets[Kind.STDIN] = Inlet(self, Kind.STDIN, os.dup(self._terminal), is_terminal=True)
-        self._outlets[Kind.OUT] = Outlet(self, Kind.OUT, os.dup(self._terminal), is_terminal=True)
 
     def handle(self, frame):
         kind = frame.kind
@@ -74,20 +59,17 @@ class Execution:
             if stream in self._outlets:
                 self._outlets[stream].grant(count)
         elif kind is Kind.RESIZE:
-            if self._terminal is not None:
-                self._resize(*wire.decode_size(frame.payload))
+            if self._body.terminal is not None:
+                self._body.resize(*wire.decode_size(frame.payload))
         elif kind is Kind.KILL:
             self.kill(wire.decode_json(frame.payload))
-
-    def _resize(self, rows, columns):
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def kill(self, request):
         """Send a signal to the child's process group, or kill every process in the control group."""
         number = int(request.get("signal", 9))
         if request.get("tree"):
             try:
-                self._group.kill() if number == 9 else self._group.signal(number)
+                self._body.group.kill() if number == 9 else self._body.group.signal(number)
                 return
             except OSError:  # root in the guest has removed or hidden the group: what is left is the child's own
                 pass
@@ -135,17 +117,14 @@ class Execution:
             "wall_s": time.monotonic() - self._started,
         }
         if self._usage is not None:
-            end["cpu_s"] = self._usage.ru_utime + self._usage.ru_stime
-        end.update(self._group.report())
+            end["cpu_s"] = max(0.0, self._usage.ru_utime + self._usage.ru_stime - self._body.spent)
+        end.update(self._body.group.report())
         if status:
-            end["evidence"] = evidence.collect(self._group, end.get("oom_kills"))
+            end["evidence"] = evidence.collect(self._body.group, end.get("oom_kills"))
         self._end(end)
 
-    def _refuse(self, theirs, message):
+    def _refuse(self, message):
         """No process came to be: say so on the execution's standard error."""
-        for fd in set(theirs):
-            os.close(fd)
-        self._give_up_pipes()
         self.agent.send(Kind.ERR, self.id, message.encode())
         self._end({"code": 126, "signal": None, "wall_s": time.monotonic() - self._started})
 
@@ -153,10 +132,12 @@ class Execution:
         del self.agent.executions[self.id]
         self.agent.send_json(Kind.EXITED, self.id, end)
         self.agent.channel.flush()
-        self._group.remove()  # nobody waits for this any more
+        if self._body is not None:  # nobody waits for the rest
+            self._body.group.remove()
         try:
+            self.agent.make_spare()
             cgroup.restock()
-        except OSError:  # root in the guest has hidden the control groups: the next execution is told
+        except OSError:  # no room, or root in the guest has hidden the control groups: the next execution is told
             pass
 
     def _give_up_pipes(self):
@@ -164,9 +145,8 @@ class Execution:
             inlet.close()
         for outlet in self._outlets.values():
             outlet.release()
-        if self._terminal is not None:
-            os.close(self._terminal)
-            self._terminal = None
+        if self._body is not None:
+            self._body.close()
 
 
 class AnswerOutlet(Outlet):
@@ -179,16 +159,3 @@ class AnswerOutlet(Outlet):
     def move_now(self):
         self.watch(True)
         super().move()
-
-
-def _pipe_in(theirs):
-    """Make a pipe into the program; return our end of it."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    theirs.append(read)
-    return write
-
-
-def _pipe_out(theirs):
-    read, write = os.pipe2(os.O_CLOEXEC)
-    theirs.append(write)
-    return read

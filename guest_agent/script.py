@@ -10,6 +10,7 @@ import traceback
 import types
 
 SCRIPTS = "/run/scripts"
+_opened = None
 
 
 def place(name, code):
@@ -42,23 +43,27 @@ def run(path, arguments):
 
 def become_interpreter():
     """Leave nothing of the agent to be seen, and give the process what an interpreter starts with."""
-    _forget_agent()
-    _open_stdio()
+    forget_agent()
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _forget_agent():
+def forget_agent():
+    """Do what needs time and no request. May be called twice."""
+    if sys.stdin is not None and sys.stdin is _opened:
+        return
     home = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != home]
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(home + os.sep):
             del sys.modules[name]
+    _open_stdio()
 
 
 def _open_stdio():
     """Fresh streams on the new descriptors; lines leave as soon as they are complete."""
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(
+    global _opened  # noqa: PLW0603 - a process has one standard input
+    _opened = sys.stdin = sys.__stdin__ = io.TextIOWrapper(
         open(0, "rb", closefd=False), encoding="utf-8", errors="surrogateescape"
     )
     sys.stdout = sys.__stdout__ = io.TextIOWrapper(

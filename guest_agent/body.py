@@ -1,0 +1,108 @@
+"""A forked child that is to become a program: its process, its control group and our ends of its pipes.
+
+One is made ahead of its request, in idle time, because forking and leaving the agent behind take as long as all the
+rest; it is in the snapshot, too, so that a clone's first program finds it.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+
+import cgroup
+from child import SPENT, Become, Ends
+from wire import Kind
+
+_ORDER_BYTES = 60 * 1024  # what a pipe takes whole, so that a child that does not read holds nobody up
+_READY_MS = 5000
+_INPUTS = (Kind.STDIN, Kind.ASK)
+
+
+class Body:
+    """Made for a request, or, without one, to wait for one. Raises `OSError` when the guest has no room for it."""
+
+    def __init__(self, request=None):
+        self.group = cgroup.Group()
+        self.terminal = None
+        self.spent = 0.0
+        self.ends = {}
+        self._orders = self._ready = None
+        theirs = Ends()
+        try:
+            if request is None:
+                self._make_pipes(theirs, (Kind.STDIN, Kind.OUT, Kind.ERR, Kind.ASK, Kind.ANSWER))
+                theirs.orders, self._orders = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                os.set_blocking(theirs.orders, True)
+                self._ready, theirs.ready = os.pipe2(os.O_CLOEXEC)
+            else:
+                stdio = () if request.get("pty") else (Kind.STDIN, Kind.OUT, Kind.ERR)
+                if request.get("pty"):
+                    self._open_terminal(theirs, *request["pty"])
+                self._make_pipes(theirs, stdio + ((Kind.ASK, Kind.ANSWER) if request.get("control") else ()))
+            self.group.create()
+            if request is not None:
+                self.group.limit(request.get("limits") or {})
+            self.pid = os.fork()
+        except OSError:
+            theirs.close()
+            self.close()
+            raise
+        if self.pid == 0:
+            raise Become(request, theirs, self.group)
+        theirs.close()
+
+    def exited(self, _status, _usage):
+        """It was killed before it had anything to do."""
+        self.pid = None
+        self.close()
+
+    def take(self, payload, request):
+        """Hand the request over; return False, and change nothing, where this child cannot serve it."""
+        if self.pid is None or len(payload) > _ORDER_BYTES or request.get("pty"):
+            return False
+        self.group.limit(request.get("limits") or {})
+        try:
+            os.kill(self.pid, signal.SIGCONT)  # root in the guest may have stopped it
+            os.write(self._orders, payload)
+        except OSError:
+            return False
+        if select.select([self._ready], [], [], 0)[0] and (told := os.read(self._ready, SPENT.size)):
+            self.spent = SPENT.unpack(told)[0]
+        for fd in (self._orders, self._ready):
+            os.close(fd)
+        self._orders = self._ready = None
+        if not request.get("control"):
+            for kind in (Kind.ASK, Kind.ANSWER):
+                os.close(self.ends.pop(kind))
+        return True
+
+    def wait_ready(self):
+        """Return when it has done all that can be done ahead, so that no snapshot is taken of it in between."""
+        poll = select.poll()
+        poll.register(self._ready, select.POLLIN)
+        poll.poll(_READY_MS)
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close(self):
+        """Close our ends, as far as nobody took them. A child that waits ends by that."""
+        for fd in (*self.ends.values(), self._orders, self._ready, self.terminal):
+            if fd is not None:
+                os.close(fd)
+        self.ends.clear()
+        self._orders = self._ready = self.terminal = None
+
+    def _make_pipes(self, theirs, kinds):
+        for kind in kinds:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            self.ends[kind] = write if kind in _INPUTS else read
+            theirs.stdio.append(read if kind in _INPUTS else write)
+
+    def _open_terminal(self, theirs, rows, columns):
+        self.terminal, slave = os.openpty()
+        theirs.stdio += [slave] * 3
+        self.resize(rows, columns)
+        self.ends[Kind.STDIN], self.ends[Kind.OUT] = os.dup(self.terminal), os.dup(self.terminal)
