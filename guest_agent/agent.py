@@ -8,21 +8,13 @@ import gc
 import os
 import selectors
 import signal
-import sys
 import time
-import traceback
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import accounts
 import boot
-import evidence
 import wire
-from body import Body
 from channel import Channel
-from child import Become
-from execution import Execution
 from identity import Identity
+from unwind import Unwind
 from wire import Kind
 
 AGENT_VERSION = 2
@@ -40,6 +32,7 @@ class Agent:
         self.children = {}  # process id -> execution
         self.paused = []  # outlets that wait for room in the channel
         self.spare = None
+        self._programs = None
         self.epoch = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -71,7 +64,7 @@ class Agent:
             self.quiesce()
         elif frame.kind is Kind.START:
             if frame.id not in self.executions:
-                execution = Execution(self, frame.id)
+                execution = self._load().Execution(self, frame.id)
                 self.executions[frame.id] = execution
                 execution.start(frame.payload)
         elif frame.id in self.executions:  # else: a late word to an execution that has ended
@@ -81,6 +74,17 @@ class Agent:
         proof = self.identity.apply(frame.payload)
         self.epoch = frame.epoch
         self.send(Kind.READY, 0, wire.READY.pack(proof, time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION))
+        self.channel.flush()
+        self._load()
+
+    def _load(self):
+        """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first."""
+        if self._programs is None:
+            import execution  # noqa: PLC0415 - see above
+
+            execution.prepare()
+            self._programs = execution
+        return self._programs
 
     def quiesce(self):
         """Leave nothing in motion: what is in memory now is in every clone."""
@@ -95,7 +99,7 @@ class Agent:
     def make_spare(self):
         """Have a child ready for the next program."""
         if self.spare is None or self.spare.pid is None:
-            self.spare = Body()
+            self.spare = self._load().Body()
             self.children[self.spare.pid] = self.spare
 
     def take_spare(self, payload, request):
@@ -138,18 +142,14 @@ def main():
     try:
         boot.mount_everything()
         boot.protect_self()
-        evidence.prepare()
-        accounts.find("user")  # remembered for every child that is forked later
         Agent(boot.open_port()).serve()
-    except Become as request:  # only in a forked child
+    except Unwind as request:  # only in a forked child
         become = request
     except Exception:
+        import traceback  # noqa: PLC0415 - 15 ms of every boot
+
         traceback.print_exc()
     if become is not None:
         # Outside of the handler: the agent's frames are gone, and no exception of ours is the context of the user's.
         become.with_traceback(None).run()
     boot.power_off()
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ import interpreter
 import script
 import watch
 import wire
+from unwind import Unwind
 
 SPENT = struct.Struct("d")  # processor seconds that a child made ahead has used before its request
 WORKSPACE = "/workspace"
@@ -38,7 +39,7 @@ class Ends:
             os.close(fd)
 
 
-class Become(BaseException):
+class Become(Unwind):
     """Unwinds the forked child's copy of the agent's stack; `run` then turns the process into the program."""
 
     def __init__(self, request, ends, group):
@@ -70,13 +71,13 @@ class Become(BaseException):
     def _leave_agent(self):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(-1)
-        self._group.enter()
-        descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=boot.proc)
-        os.write(descriptor, b"0")
-        os.setsid()
         stdio = self._ends.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
+        self._group.enter()  # from here on its own standard error hears what goes wrong
+        descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=boot.proc)
+        os.write(descriptor, b"0")
+        os.setsid()
         if self._request is None:
             self._ends.orders = os.dup2(self._ends.orders, len(stdio))
             self._ends.ready = os.dup2(self._ends.ready, len(stdio) + 1)

@@ -3,12 +3,19 @@
 import os
 import time
 
+import accounts
 import cgroup
 import evidence
 import wire
 from body import Body
 from pipe import Inlet, Outlet
 from wire import Kind
+
+
+def prepare():
+    """Load what every child finds loaded."""
+    evidence.prepare()
+    accounts.find("user")
 
 
 class Execution:

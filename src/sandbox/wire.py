@@ -13,12 +13,17 @@ a program that says little costs no window frames at all.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
-from collections.abc import Mapping
+from _blake2 import blake2b  # `hashlib` loads OpenSSL, which a guest that boots has no use for
+from collections import namedtuple
 from enum import IntEnum
-from typing import Any, NamedTuple
+from functools import cache
+
+TYPE_CHECKING = False  # as in `typing`, which takes as long to import as half the agent
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from json import JSONDecoder
+    from typing import Any, NamedTuple
 
 PROTOCOL_VERSION = 2
 PORT_NAME = "io.sandbox.agent.0"
@@ -102,13 +107,18 @@ class FrameError(Exception):
     """Bytes that no honest peer would send. The connection is of no further use."""
 
 
-class Frame(NamedTuple):
-    """One decoded frame."""
+if TYPE_CHECKING:
 
-    kind: Kind
-    epoch: int
-    id: int
-    payload: bytes
+    class Frame(NamedTuple):
+        """One decoded frame."""
+
+        kind: Kind
+        epoch: int
+        id: int
+        payload: bytes
+
+else:
+    Frame = namedtuple("Frame", ("kind", "epoch", "id", "payload"))
 
 
 def encode(kind: Kind, epoch: int, ident: int = 0, payload: bytes = b"") -> bytes:
@@ -123,6 +133,8 @@ def encode_header(kind: Kind, epoch: int, ident: int, length: int) -> bytes:
 
 def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) -> bytes:
     """Return the bytes of one frame whose payload is a JSON object."""
+    import json  # noqa: PLC0415 - as late as possible: a guest that boots has no use for it yet
+
     return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":")).encode())
 
 
@@ -172,13 +184,13 @@ def decode_pid(payload: bytes) -> int:
 def proof(entropy: bytes, hostname: bytes, machine_id: bytes, boot_id: bytes) -> bytes:
     """Return what only one who has the entropy and knows the names in force can compute."""
     names = b"\n".join((hostname, machine_id, boot_id))
-    return hashlib.blake2b(names, key=entropy, digest_size=PROOF_BYTES).digest()
+    return blake2b(names, key=entropy, digest_size=PROOF_BYTES).digest()
 
 
 def decode_json(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in `payload`; raise `FrameError` for anything else."""
     try:
-        message = _JSON.decode(payload.decode())
+        message = _json().decode(payload.decode())
     except (ValueError, RecursionError, MemoryError) as error:
         raise FrameError(f"the payload is not JSON: {error}") from None
     if not isinstance(message, dict):
@@ -197,7 +209,11 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_without_duplicates)
+@cache
+def _json() -> JSONDecoder:
+    import json  # noqa: PLC0415 - see `encode_json`
+
+    return json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_without_duplicates)
 
 
 class Decoder:

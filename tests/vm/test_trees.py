@@ -149,7 +149,7 @@ async def test_what_cannot_be_copied_is_refused(vm: VM, tmp_path: Path) -> None:
 
 FORGE = """
 import json, os, signal, struct, subprocess, sys
-pid = int(subprocess.check_output(["pgrep", "-u", "user", "-f", "agent.py"]))
+pid = int(subprocess.check_output(["pgrep", "-u", "user", "-f", "sandbox-agent"]))
 os.kill(pid, signal.SIGSTOP)
 entry = dict(type="directory", size=0, mode=0o755, mtime=0, uid=0, gid=0)
 with open(f"/proc/{pid}/fd/4", "wb") as answers:

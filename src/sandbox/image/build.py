@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sandbox import wire
 from sandbox.errors import ImageError
+from sandbox.image.bytecode import compile_agent
 from sandbox.image.initramfs import initramfs
 from sandbox.image.layer import ARCH, KERNEL, Layer, build_layer, file_record, layer_key, read_layer
 from sandbox.image.manifest import ImageManifest, digest_of
@@ -68,6 +69,7 @@ def inputs_digest(recipe: Recipe, release: Release) -> str:
             "recipe": recipe.model_dump(mode="json"),
             "layer": layer_key(recipe, release),
             "agent": _agent_digest(agent_sources()),
+            "bytecode": 1,
             "init": hashlib.sha256(_init()).hexdigest(),
             "busybox": hashlib.sha256(_busybox()).hexdigest(),
         }
@@ -128,7 +130,9 @@ def _assemble(recipe: Recipe, release: Release, store: ImageStore, layer: Layer,
         (target / name).hardlink_to(source / name)
     agent = agent_sources()
     modules = [(name, (source / f"{name}.ko").read_bytes()) for name in layer.modules]
-    (target / INITRD).write_bytes(initramfs(_busybox(), _init(), modules, agent))
+    python = next((package.version for package in layer.packages if package.name == "python3"), "")
+    files = agent | compile_agent(agent, python)
+    (target / INITRD).write_bytes(initramfs(_busybox(), _init(), modules, files))
     manifest = ImageManifest(
         name=recipe.name,
         recipe=recipe,

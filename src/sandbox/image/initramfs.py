@@ -56,5 +56,6 @@ def initramfs(busybox: bytes, init: bytes, modules: Sequence[tuple[str, bytes]],
     entries += [directory("modules"), file("modules/order", order.encode())]
     entries += [file(f"modules/{name}.ko", data) for name, data in modules]
     entries.append(directory("agent"))
+    entries += [directory(f"agent/{name}") for name in sorted({name.rpartition("/")[0] for name in agent} - {""})]
     entries += [file(f"agent/{name}", data) for name, data in sorted(agent.items())]
     return cpio(entries)
