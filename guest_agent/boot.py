@@ -15,6 +15,7 @@ import wire
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 OPEN_FILES = 65536
+_HIGH = 64
 proc = -1
 """The directory /proc, which stays within reach when root in the guest mounts something over it."""
 _RB_POWER_OFF = 0x4321FEDC
@@ -63,7 +64,9 @@ def _bring_up_loopback():
 def protect_self():
     """Keep the agent alive when the guest runs out of memory or of descriptors; children get normal values back."""
     global proc  # noqa: PLW0603 - there is one
-    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    found = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    proc = fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, _HIGH)  # out of the way of what a child's pipes become
+    os.close(found)
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
