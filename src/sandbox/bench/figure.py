@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from dataclasses import dataclass, field
 
@@ -13,6 +14,16 @@ def percentile(samples: list[float], percent: float) -> float:
     position = (len(ordered) - 1) * percent / 100
     low, high = math.floor(position), math.ceil(position)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def bootstrap_ratio(ours: list[float], others: list[float], rounds: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of the ratio of two medians, by resampling both with a fixed seed."""
+    draw = random.Random(1)  # noqa: S311 - statistics, not secrets
+    ratios = [
+        statistics.median(draw.choices(ours, k=len(ours))) / statistics.median(draw.choices(others, k=len(others)))
+        for _ in range(rounds)
+    ]
+    return percentile(ratios, 2.5), percentile(ratios, 97.5)
 
 
 @dataclass
@@ -33,6 +44,10 @@ class Figure:
         return percentile(self.samples, 50)
 
     @property
+    def p99(self) -> float:
+        return percentile(self.samples, 99)
+
+    @property
     def cv(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
         mean = statistics.fmean(self.samples)
@@ -42,6 +57,11 @@ class Figure:
     def raw_ratio(self) -> float | None:
         """Median over the floor's median, or None where no floor was measured."""
         return self.p50 / percentile(self.raw_samples, 50) if self.raw_samples else None
+
+    @property
+    def raw_interval(self) -> tuple[float, float] | None:
+        """Bootstrap interval of the ratio to the floor, 95 %."""
+        return bootstrap_ratio(self.samples, self.raw_samples) if self.raw_samples else None
 
     def as_dict(self) -> dict[str, object]:
         document: dict[str, object] = {
@@ -59,4 +79,5 @@ class Figure:
         }
         if self.raw_samples:
             document |= {"raw_ratio": self.raw_ratio, "raw_samples": self.raw_samples}
+            document["raw_ratio_interval"] = self.raw_interval
         return document

@@ -1,72 +1,128 @@
-"""`sandbox bench`: measure, then print a table or one JSON document."""
+"""`sandbox bench`: measure, then print a table or one JSON document; compare, judge, draw."""
 
 from __future__ import annotations
 
 import json
-from typing import Literal
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from sandbox.bench.compare import compare, load_samples
 from sandbox.bench.environment import environment
-from sandbox.bench.figure import Figure
-from sandbox.bench.suite import FIGURES, run_suite
-from sandbox.cli.run import report, run
-from sandbox.errors import ConfigError
+from sandbox.bench.figure import Figure, percentile
+from sandbox.bench.report import html, show
+from sandbox.bench.suite import FIGURES, LONG, run_suite
+from sandbox.bench.targets import PENDING, judge
+from sandbox.cli.run import complain, report, run
+from sandbox.errors import ConfigError, SandboxError
 from sandbox.log import log
 
 Form = Literal["table", "json", "markdown"]
-_COLUMNS = ("id", "figure", "boundary", "n", "p50", "p95", "p99", "cv", "× raw")
+MISSED = 1
+_TOLERANCE = 0.1
+_BUSY = 0.5
+_COLUMNS = ("id", "figure", "boundary", "n", "p50", "p95", "p99", "cv", "× raw", "target")
 _FACTS = ("machine", "cores", "accelerator", "qemu", "libvirt", "guest_memory_mib", "sandbox")
 
 
-def run_bench(only: str | None, samples: int | None, *, form: Form) -> int:
-    asked = [ident.strip().upper() for ident in (only or ",".join(FIGURES)).split(",") if ident.strip()]
-    wanted = [ident for name in asked for ident in FIGURES if _is_meant(name, ident)]
+@dataclass(frozen=True)
+class BenchRequest:
+    """What the command line asked for."""
+
+    only: str | None
+    samples: int | None
+    form: Form
+    html: Path | None
+    compare: Path | None
+    gate: bool
+
+
+def run_bench(request: BenchRequest) -> int:
+    """Measure and print; return 1 if `gate` is set and a target is missed, or a figure is worse than before."""
+    try:
+        wanted = _wanted(request.only)
+        before = load_samples(request.compare) if request.compare is not None else {}
+    except SandboxError as error:
+        return report(error, status=2)
+    return run(_bench(wanted, before, request))
+
+
+def _wanted(only: str | None) -> list[str]:
+    if only is None:
+        return [ident for ident in FIGURES if ident not in LONG]
+    asked = [ident.strip().upper() for ident in only.split(",") if ident.strip()]
     unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in FIGURES)]
-    if unknown or not wanted:
-        return report(ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}"), status=2)
-    return run(_bench(wanted, samples, form))
+    if pending := [name for name in unknown if name in PENDING]:
+        raise ConfigError(f"pending, its feature does not exist yet: {', '.join(pending)}")
+    if unknown or not asked:
+        raise ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    return [ident for name in asked for ident in FIGURES if _is_meant(name, ident)]
 
 
 def _is_meant(name: str, ident: str) -> bool:
-    """Whether `name` is this figure, or the group that it belongs to: E6 stands for E6UP and E6DOWN."""
+    """Whether `name` is this figure, or its group: A stands for A1 to A4, E6 for E6UP and E6DOWN."""
+    if name.isalpha() and len(name) == 1:
+        return ident.startswith(name) and ident not in LONG
     return ident == name or (ident.startswith(name) and ident[len(name) :].isalpha() and name[-1].isdigit())
 
 
-async def _bench(wanted: list[str], samples: int | None, form: Form) -> int:
-    template, figures = await run_suite(wanted, samples, log.progress)
-    surroundings = environment(template)
+async def _bench(wanted: list[str], before: dict[str, list[float]], request: BenchRequest) -> int:
+    load = os.getloadavg()[0]
+    template, figures = await run_suite(wanted, request.samples, log.progress)
+    surroundings = environment(template) | {"load_before": load, "is_busy": load > _BUSY * (os.cpu_count() or 1)}
+    if surroundings["is_busy"]:
+        complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
+    _print(figures, surroundings, request.form)
+    if request.html is not None:
+        request.html.write_text(html(figures, surroundings))
+    changes = compare(figures, before)
+    for change in changes:
+        complain(str(change))
+    if not request.gate:
+        return 0
+    failed = [f"{figure.id}: {why}" for figure in figures if (why := judge(figure)[1]) and not before]
+    failed += [f"{change.id}: worse than before" for change in changes if change.is_worse(_TOLERANCE)]
+    for said in failed:
+        complain(f"gate: {said}")
+    return MISSED if failed else 0
+
+
+def _print(figures: list[Figure], surroundings: dict[str, object], form: Form) -> None:
     facts = ", ".join(f"{name} {surroundings[name]}" for name in _FACTS)
     if form == "json":
-        print(json.dumps({"environment": surroundings, "figures": [figure.as_dict() for figure in figures]}, indent=1))
+        measured = [figure.as_dict() | _verdict(figure) for figure in figures]
+        print(json.dumps({"environment": surroundings, "figures": measured, "pending": PENDING}, indent=1))
     elif form == "markdown":
         print(facts + "\n")
         for row in (_COLUMNS, ("---",) * len(_COLUMNS), *map(_row, figures)):
             print(f"| {' | '.join(row)} |")
     else:
-        console = Console(width=None if Console().is_terminal else 140)
+        console = Console(width=None if Console().is_terminal else 150)
         console.print(facts, highlight=False)
         table = Table(*_COLUMNS)
         for figure in figures:
             table.add_row(*_row(figure))
         console.print(table)
-    return 0
+        console.print(f"pending: {', '.join(PENDING)}", highlight=False)
+
+
+def _verdict(figure: Figure) -> dict[str, Any]:
+    verdict, why = judge(figure)
+    return {"verdict": verdict, "missed_by": why}
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    values = figure.as_dict()
-    show = _bytes if figure.unit == "bytes" else _milliseconds
-    times = [show(values[name]) for name in ("p50", "p95", "p99")]
-    ratio = f"{figure.raw_ratio:.2f}" if figure.raw_ratio is not None else ""
-    return (figure.id, figure.name, figure.boundary, str(len(figure.samples)), *times, f"{figure.cv:.0%}", ratio)
-
-
-def _bytes(size: object) -> str:
-    assert isinstance(size, float)
-    return f"{size / 1024:.0f} KiB"
-
-
-def _milliseconds(seconds: object) -> str:
-    assert isinstance(seconds, float)
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+    times = [show(figure, percentile(figure.samples, part)) for part in (50, 95, 99)]
+    ratio = ""
+    if figure.raw_ratio is not None and (interval := figure.raw_interval) is not None:
+        ratio = f"{figure.raw_ratio:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
+    verdict, why = judge(figure)
+    said = f"{verdict}: {why}" if why else verdict.replace("no target", "")
+    return (
+        *(figure.id, figure.name, figure.boundary, str(len(figure.samples)), *times),
+        *(f"{figure.cv:.0%}", ratio, said),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -181,15 +181,25 @@ def reap() -> None:
 
 @app.command()
 def bench(
-    only: Annotated[str | None, typer.Option(help="Figures to measure, for example S3,A1.", metavar="ID,…")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Figures or groups to measure, for example S3,A.", metavar="ID,…")
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Samples for each figure.", min=2)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a report with pictures, too.", metavar="FILE")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Say what got worse since this run (a --json document).", metavar="OLD.json")
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 1 if a target is missed; with --compare, if one is worse.")
+    ] = False,
 ) -> None:
     """Measure the figures on this host, with real virtual machines."""
-    from sandbox.cli.bench import run_bench
+    from sandbox.cli.bench import BenchRequest, run_bench
 
-    raise typer.Exit(run_bench(only, n, form="json" if json_ else "markdown" if markdown else "table"))
+    form: Literal["table", "json", "markdown"] = "json" if json_ else "markdown" if markdown else "table"
+    raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate)))
 
 
 @image_app.command("build")

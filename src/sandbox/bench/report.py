@@ -1,0 +1,76 @@
+"""A run as one HTML file that needs nothing else: the table, and each figure's samples as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from sandbox.bench.figure import Figure, percentile
+from sandbox.bench.targets import PENDING, TARGETS, judge
+
+_WIDTH, _HEIGHT, _MARGIN = 640, 64, 8
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; width: 100%; } td, th { padding: .2em .6em; text-align: right; }
+td:first-child, td:nth-child(2), th:first-child, th:nth-child(2) { text-align: left; }
+tr:nth-child(even) { background: #f4f4f4; } .met { color: #176b2c; } .missed { color: #a11; }
+svg { background: #fafafa; width: 100%; } figure { margin: 1.5em 0; } figcaption { color: #555; }
+"""
+
+
+def show(figure: Figure, value: float) -> str:
+    """Return a value with its unit."""
+    if figure.unit == "bytes":
+        return f"{value / 1024:.0f} KiB" if abs(value) < 10 * 1024 * 1024 else f"{value / 1024 / 1024:.1f} MiB"
+    if figure.unit == "ratio":
+        return f"{value:.3g}"
+    if figure.unit == "per second":
+        return f"{value:.3g} /s"
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
+
+
+def html(figures: list[Figure], surroundings: Mapping[str, object]) -> str:
+    """Return the whole document."""
+    facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in surroundings.items())
+    rows = "".join(_row(figure) for figure in figures)
+    pending = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=6>pending" for key, name in PENDING.items())
+    pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1)
+    return (
+        f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
+        f"<h1>sandbox bench</h1><p>{facts}</p>"
+        "<table><tr><th>id<th>figure<th>n<th>p50<th>p95<th>p99<th>spread<th>target"
+        f"{rows}{pending}</table>{pictures}\n"
+    )
+
+
+def _row(figure: Figure) -> str:
+    verdict, why = judge(figure)
+    times = "".join(f"<td>{show(figure, percentile(figure.samples, part))}" for part in (50, 95, 99))
+    said = escape(f"{verdict}: {why}" if why else verdict)
+    name = escape(f"{figure.name} — {figure.boundary}")
+    cells = f"<td>{figure.id}<td>{name}<td>{len(figure.samples)}{times}<td>{figure.cv:.0%}"
+    return f"<tr>{cells}<td class={verdict.split()[0]}>{said}"
+
+
+def _picture(figure: Figure) -> str:
+    """Draw every sample as a stroke, in order of size, the floor's below, and the target as a line."""
+    groups = [figure.samples, *([figure.raw_samples] if figure.raw_samples else [])]
+    target = TARGETS.get(figure.accelerator, {}).get(figure.id)
+    bound = next((value for value in (target.p50, target.p99, target.most) if value), None) if target else None
+    top = max([*(sample for group in groups for sample in group), bound or 0.0]) or 1.0
+    scale = (_WIDTH - 2 * _MARGIN) / top
+    drawn = []
+    for index, group in enumerate(groups):
+        y, color = _MARGIN + index * 26, "#2563eb" if index == 0 else "#9a9a9a"
+        for sample in group:
+            x = _MARGIN + sample * scale
+            drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 20}" stroke="{color}" opacity=".5"/>')
+    if bound:
+        x = _MARGIN + bound * scale
+        drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}" stroke="#a11" stroke-dasharray="4"/>')
+    note = f"0 to {show(figure, top)}; blue: each sample"
+    note += "; grey: raw QEMU" if figure.raw_samples else ""
+    note += f"; dashed: target, {show(figure, bound)}" if bound else ""
+    caption = f"<b>{figure.id}</b> {escape(figure.name)} ({note})"
+    body = "".join(drawn)
+    return f'<figure><figcaption>{caption}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{body}</svg></figure>'

@@ -1,0 +1,117 @@
+"""The figures of machines that come up: cold boot, freeze, restore."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox.bench.figure import Figure
+from sandbox.bench.raw import RawDriver
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig
+from sandbox.image.store import ImageStore
+from sandbox.template.bake import bake
+from sandbox.template.manifest import TemplateManifest
+
+if TYPE_CHECKING:
+    from sandbox.bench.suite import Suite
+
+
+async def cold_boot(suite: Suite) -> Figure:
+    """Without a snapshot: kernel, init, agent."""
+    figure = suite.figure("B1", "cold boot, Debian's kernel", "QEMU up (T2) → agent ready (T4)")
+    image = ImageStore(HostConfig().paths.images).find(suite.template.manifest.requirement.image)
+    source = ColdBoot(suite.template.host, image)
+    for _ in range(suite.n(10)):
+        async with source.lease() as vm:
+            figure.samples.append(vm.timings["ready"])
+    return figure
+
+
+async def boot_spread(suite: Suite) -> Figure:
+    """How much cold boots differ."""
+    boots = await suite.measured("B1")
+    figure = suite.figure("B3", "spread of cold boots", "coefficient of variation of B1's samples", "ratio")
+    figure.samples.append(boots.cv)
+    return figure
+
+
+async def freeze(suite: Suite) -> Figure:
+    """How long the golden machine stands still until its state is on disk."""
+    figure = suite.figure("S1", "golden freeze", "running guest → device state on disk")
+    template = suite.template
+    with tempfile.TemporaryDirectory(dir=template.directory.parent, prefix=".bench-") as directory:
+        Path(directory).chmod(0o711)
+        for _ in range(suite.n(5)):
+            target = Path(directory) / "template"
+            await bake(template.host, template.spec, template.manifest.requirement, target)
+            manifest = TemplateManifest.load(target)
+            assert manifest is not None
+            figure.samples.append(manifest.freeze_seconds)
+    return figure
+
+
+async def restore(suite: Suite) -> Figure:
+    """In turn with the floor: QEMU driven by a minimal script."""
+    figure = suite.figure("S3", "restore → agent answers", "call (T1) → identity confirmed (T4)")
+    with tempfile.TemporaryDirectory(prefix="sandbox-raw-") as directory:
+        Path(directory).chmod(0o711)
+        async with suite.template.lease() as vm:
+            raw = RawDriver(vm.pid, suite.template.directory / "state", Path(directory))
+        for index in range(suite.n(40) + 2):
+            floor = await asyncio.to_thread(raw.restore)
+            started = time.monotonic()
+            async with suite.template.lease():
+                ours = time.monotonic() - started
+            if index >= 2:
+                figure.samples.append(ours)
+                figure.raw_samples.append(floor)
+    return figure
+
+
+async def overhead(suite: Suite) -> Figure:
+    """What libvirt and this library cost over QEMU's own monitor, pair by pair."""
+    restores = await suite.measured("S3")
+    figure = suite.figure("L1", "restore over raw QEMU", "S3 ÷ floor, each pair", "ratio")
+    figure.samples += [ours / floor for ours, floor in zip(restores.samples, restores.raw_samples, strict=True)]
+    return figure
+
+
+async def restore_and_run(suite: Suite) -> Figure:
+    """A clone's first command, with every cache of the guest and of the emulator cold."""
+    figure = suite.figure("S4", "restore → first command done", "call (T1) → result (T5)")
+    for index in range(suite.n(30) + 1):
+        started = time.monotonic()
+        async with suite.template.lease() as vm:
+            (await vm.run("print(6 * 7)")).check()
+            if index:
+                figure.samples.append(time.monotonic() - started)
+    return figure
+
+
+async def pause(suite: Suite) -> Figure:
+    """A warm VM is stopped."""
+    return (await _pauses(suite))[0]
+
+
+async def resume(suite: Suite) -> Figure:
+    """It runs again, with the right clock and fresh randomness."""
+    return (await _pauses(suite))[1]
+
+
+async def _pauses(suite: Suite) -> tuple[Figure, Figure]:
+    stopping = suite.figure("S8PAUSE", "pause", "call → processors stopped")
+    waking = suite.figure("S8RESUME", "resume", "call → clock and randomness renewed")
+    async with suite.template.lease(warm=True) as vm:
+        for index in range(suite.n(50) + 2):
+            begun = time.monotonic()
+            await vm.pause()
+            stopped = time.monotonic()
+            await vm.resume()
+            if index >= 2:
+                stopping.samples.append(stopped - begun)
+                waking.samples.append(time.monotonic() - stopped)
+    return stopping, waking
