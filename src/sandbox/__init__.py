@@ -51,16 +51,30 @@ if TYPE_CHECKING:
     from sandbox.guest.execution import Execution as Execution
     from sandbox.guest.execution import Status as Status
     from sandbox.guest.files import Files as Files
+    from sandbox.guest.identity import Receipt as Receipt
     from sandbox.guest.sandbox import Sandbox as Sandbox
     from sandbox.guest.tree import TreeReport as TreeReport
+    from sandbox.observe.anomaly import Anomalies as Anomalies
+    from sandbox.observe.audit_log import AuditLog as AuditLog
+    from sandbox.observe.metrics import Metrics as Metrics
+    from sandbox.observe.rules import Anomaly as Anomaly
+    from sandbox.observe.rules import CpuStorm as CpuStorm
+    from sandbox.observe.rules import DeathRate as DeathRate
+    from sandbox.observe.rules import HitRate as HitRate
+    from sandbox.observe.rules import RestoreDrift as RestoreDrift
+    from sandbox.observe.rules import SpawnStorm as SpawnStorm
+    from sandbox.observe.tracing import Tracing as Tracing
     from sandbox.oneshot import run as run
     from sandbox.pool.lease import Lease as Lease
     from sandbox.pool.pool import VMPool as VMPool
+    from sandbox.pool.statistics import GenerationStatistics as GenerationStatistics
     from sandbox.pool.statistics import PoolStatistics as PoolStatistics
     from sandbox.result import CellError as CellError
     from sandbox.result import CellResult as CellResult
     from sandbox.result import Outcome as Outcome
     from sandbox.result import Result as Result
+    from sandbox.template.drift import Drift as Drift
+    from sandbox.template.lint import LintReport as LintReport
     from sandbox.template.template import Template as Template
     from sandbox.vm import VM as VM
     from sandbox.vm import VMSource as VMSource
@@ -110,18 +124,26 @@ _HOMES = {
     ),
     "sandbox.guest.entry": ("Change", "FileEntry", "FileStat"),
     "sandbox.guest.files": ("Files",),
+    "sandbox.guest.identity": ("Receipt",),
     "sandbox.guest.sandbox": ("Sandbox",),
     "sandbox.guest.tree": ("TreeReport",),
+    "sandbox.observe.anomaly": ("Anomalies",),
+    "sandbox.observe.audit_log": ("AuditLog",),
+    "sandbox.observe.metrics": ("Metrics",),
+    "sandbox.observe.rules": ("Anomaly", "CpuStorm", "DeathRate", "HitRate", "RestoreDrift", "SpawnStorm"),
+    "sandbox.observe.tracing": ("Tracing",),
     "sandbox.oneshot": ("run",),
     "sandbox.pool.lease": ("Lease",),
     "sandbox.pool.pool": ("VMPool",),
-    "sandbox.pool.statistics": ("PoolStatistics",),
+    "sandbox.pool.statistics": ("GenerationStatistics", "PoolStatistics"),
     "sandbox.result": (
         "CellError",
         "CellResult",
         "Outcome",
         "Result",
     ),
+    "sandbox.template.drift": ("Drift",),
+    "sandbox.template.lint": ("LintReport",),
     "sandbox.template.template": ("Template",),
     "sandbox.vm": (
         "VM",

@@ -28,6 +28,8 @@ class Cause(StrEnum):
     POWER_OFF = "power_off"
     """The guest powered itself off or restarted."""
     QEMU_KILLED = "qemu_killed"
+    HOST_OUT_OF_MEMORY = "host_out_of_memory"
+    """The host's kernel killed QEMU for want of memory: its control group's bound, or the host's end of it."""
     QEMU_FAILED = "qemu_failed"
     UNRESPONSIVE = "unresponsive"
     """The guest gave no sign of life, or did not obey a kill."""

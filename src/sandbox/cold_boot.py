@@ -26,4 +26,5 @@ class ColdBoot:
         """Boot one VM, give it for the length of the context, destroy it."""
         machine = await self._host.start(self._spec)
         async with open_vm(machine, ready_seconds=BOOT_SECONDS, languages=self._languages) as vm:
+            vm.is_lent = True
             yield vm

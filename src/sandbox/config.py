@@ -44,6 +44,34 @@ class HostConfig(_Frozen):
     memory_reserve_mib: int = Field(default=256, ge=0)
     """No VM is started when, with its memory full, less than this would stay available on the host."""
 
+    memory_overcommit: float = Field(default=5.0, gt=0, le=1000)
+    """So many times the host's memory, less the reserve, may be promised to guests by all processes together.
+
+    A guest is promised its whole memory and most use a tenth of it; the rest of a clone is shared. 1.0 promises nothing
+    that is not there.
+    """
+
+    memory_pressure_max: float = Field(default=20.0, ge=0, le=100)
+    """No VM is started when tasks have waited for memory more than this percentage of the last 10 seconds. 100: never.
+
+    The kernel's pressure stall information, `some avg10`; where the kernel has none, nothing is refused for it.
+    """
+
+    admission_dir: Path | None = Field(
+        default_factory=lambda: Path(named) if (named := os.environ.get("SANDBOX_ADMISSION_DIR")) else None
+    )
+    """Where processes tell each other what they have promised. None: `/run/lock/sandbox`, which all users share."""
+
+    cgroup: str = Field(default_factory=lambda: os.environ.get("SANDBOX_CGROUP", "auto"), min_length=1)
+    """Where VMs get control groups: `auto` (what is delegated to this process), `off`, or a group's path.
+
+    A path such as `/sandbox` lies below the mount point of the hierarchies and is made if it can be. Each VM's QEMU is
+    then bounded in memory (the guest's and a stated overhead), in threads, and by `cpu_limit`.
+    """
+
+    cpu_limit: float | None = Field(default=None, gt=0)
+    """Processors' worth of time that one VM's QEMU gets, such as 0.5. It needs control groups."""
+
     @property
     def paths(self) -> Paths:
         return Paths(self.data_dir, self.runtime_dir)
@@ -108,7 +136,7 @@ class PoolConfig(_Frozen):
     """So many VMs are kept ready, beside those that are leased, as far as `max_size` allows."""
 
     max_size: int = Field(default=16, ge=1, le=10_000)
-    """Never more VMs than this exist, whatever their state."""
+    """Never more VMs than this exist, whatever their state; and one more while a next template is baked and tried."""
 
     ttl: float = Field(default=600.0, gt=0)
     """A ready VM older than this is destroyed and replaced; it is never handed out."""
@@ -136,6 +164,15 @@ class PoolConfig(_Frozen):
 
     concurrent_starts: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1, le=256)
     """So many VMs are restored at the same time."""
+
+    template_check_interval: float | None = Field(default=30.0, gt=0)
+    """So often the pool looks whether its templates should be succeeded: some calls of `stat`. None: never."""
+
+    template_max_age: float | None = Field(default=None, gt=0)
+    """A template older than this is succeeded by one that is baked anew, though nothing else has changed."""
+
+    canary_slowdown: float = Field(default=2.0, ge=1)
+    """A next template whose clones take more than so many times as long to start as the live one's is not used."""
 
     warm_up: bool = True
     """Run one throw-away command in each VM before it is ready, so that no caller pays for cold caches."""

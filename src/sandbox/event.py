@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 
 class EventKind(StrEnum):
@@ -14,9 +15,11 @@ class EventKind(StrEnum):
     POOL_OPENED = "pool_opened"
     POOL_CLOSED = "pool_closed"
     VM_STARTED = "vm_started"
-    """`seconds` from the order to ready; stage timings, and what the guest has confirmed of its identity."""
+    """`seconds` from the order to ready; `pid` of its QEMU, `timings` by stage, `receipt` of what the guest proved."""
     VM_START_FAILED = "vm_start_failed"
     """`seconds` until it failed; `error`, `code`."""
+    VM_START_ABANDONED = "vm_start_abandoned"
+    """`seconds` since its order: the pool closed, or ended, before the VM was ready."""
     VM_PAUSED = "vm_paused"
     VM_WOKEN = "vm_woken"
     """`seconds` that it took."""
@@ -25,13 +28,23 @@ class EventKind(StrEnum):
     LEASE_BEGAN = "lease_began"
     """`seconds` that the caller waited; `hit`: whether a ready VM was there at once."""
     LEASE_ENDED = "lease_ended"
-    """`seconds` that it was held; `why`: `released`, `expired`, `lost`, `closed`; `cause`, if the VM was lost."""
+    """`seconds` that it was held; `why`: `released`, `expired`, `lost`, `killed`, `closed`; `cause`, if it was lost."""
     VM_DESTROYED = "vm_destroyed"
-    """`seconds` from its order to its end; `why` as above, or `evicted`."""
+    """`seconds` from its order to its end; `why` as above, or `evicted`; `cause`, if it was lost."""
     EXECUTION_STARTED = "execution_started"
     """`user`, `op`."""
     EXECUTION_ENDED = "execution_ended"
     """`seconds` that it ran; `outcome`, `cause`, `exit_code`, `signal`, `cpu_seconds`, `output_bytes`."""
+    TEMPLATE_DRIFTED = "template_drifted"
+    """`generation`, `reasons`: the live template is not what should be used any more. Told once for each successor."""
+    TEMPLATE_BAKED = "template_baked"
+    """`seconds` that it took; `generation`. It is not used before it was tried."""
+    TEMPLATE_BAKE_FAILED = "template_bake_failed"
+    """`error`, `code`, `failures` in a row: no next generation could be made; the pool stays on the live one."""
+    CANARY_FAILED = "canary_failed"
+    """`generation`, `error`, `code`, `failures` in a row: the next generation was tried and thrown away."""
+    GENERATION_CHANGED = "generation_changed"
+    """`seconds` since the roll-over began; `generation`, `former`, `why`: drift's reasons, `ordered`, `rolled back`."""
     ANOMALY = "anomaly"
     """`rule`, `said`, and what was done about it."""
 
@@ -66,3 +79,18 @@ class LifeEvent:
 
 Observer = Callable[[LifeEvent], None]
 """Called in the event loop's thread as things happen; it must not block. What it raises is logged, nothing more."""
+
+
+@runtime_checkable
+class Commentator(Protocol):
+    """An observer that adds events of its own, and may end VMs: each pool that it observes gives it the means to."""
+
+    def __call__(self, event: LifeEvent, /) -> None: ...
+
+    def join_pool(self, pool: str, say: Observer, end_vm: Callable[[str], bool]) -> None:
+        """Take two functions, both for the event loop's thread only.
+
+        `say` tells an event to all observers of this pool, itself too, after the one that is being told. `end_vm`
+        destroys the VM of a name, whoever holds it, and returns whether there was one; its lease ends as `killed`.
+        """
+        ...

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from sandbox.certificate import Cause
-from sandbox.errors import GuestLost, StartError
+from sandbox.errors import GuestLost, StartError, StateError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.execution import Execution
-from sandbox.guest.identity import Identity, Receipt
+from sandbox.guest.identity import Identity, Origin, Receipt
 from sandbox.guest.sandbox import Sandbox
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.machine import Machine
@@ -38,7 +40,14 @@ class VM(Sandbox):
         super().__init__(client, languages)
         self._machine = machine
         self._on_lost: list[Callable[[], None]] = []
-        self.receipt: Receipt | None = None
+        self._proof: Receipt | None = None
+        self._series: str | None = None
+        self._generation: int | None = None
+        self._baked_at = 0.0
+        self.origin: Origin = "boot"
+        """How it came to its present caller; see `Receipt`."""
+        self.is_lent = False
+        """Whether a source has given it to a caller: it can never become a template then."""
 
     def __repr__(self) -> str:
         return f"<VM {self.name} {'alive' if self.is_alive else 'dead'}>"
@@ -66,6 +75,24 @@ class VM(Sandbox):
     @timings.setter
     def timings(self, timings: Mapping[str, float]) -> None:
         self._client.timings = timings
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What it has proved of its identity, and where it comes from; None before it was ready."""
+        if self._proof is None:
+            return None
+        return replace(
+            self._proof,
+            origin=self.origin,
+            series=self._series,
+            generation=self._generation,
+            template_age=None if self._series is None else max(0.0, self._proof.proved_at - self._baked_at),
+            timings=dict(self.timings),
+        )
+
+    def tell_template(self, series: str, generation: int, baked_at: float) -> None:
+        """Say which template it is a clone of; `baked_at` is by the monotonic clock."""
+        self._series, self._generation, self._baked_at, self.origin = series, generation, baked_at, "restore"
 
     @property
     def idle_seconds(self) -> float:
@@ -99,13 +126,18 @@ class VM(Sandbox):
     async def resume(self) -> None:
         """Let the machine run again; return when its clock is right and its randomness fresh, as after a restore."""
         await self._machine.resume()
-        assert self.receipt is not None
-        names = self.receipt
+        assert self._proof is not None
+        names = self._proof
         identity = Identity(hostname=self.name, machine_id=names.machine_id, boot_id=names.boot_id)
-        self.receipt = await self._client.handshake(identity, READY_SECONDS, is_cold=False)
+        self._proof = await self._client.handshake(identity, READY_SECONDS, is_cold=False)
 
     async def quiesce(self, timeout: float) -> None:
-        """Bring the guest to rest for a snapshot; afterwards it takes nothing but a new identity."""
+        """Bring the guest to rest for a snapshot; afterwards it takes nothing but a new identity.
+
+        Raises `StateError` for a VM that a source has given to a caller: what somebody has used is never frozen.
+        """
+        if self.is_lent:
+            raise StateError(f"{self.name} was lent: only a machine that nobody has used can become a template")
         await self._client.quiesce(timeout)
 
     def on_lost(self) -> None:
@@ -149,7 +181,7 @@ async def open_vm(
         loop.add_reader(pidfd, on_death)
         started = time.monotonic()
         try:
-            vm.receipt = await client.handshake(Identity(hostname=machine.name), ready_seconds)
+            vm._proof = await client.handshake(Identity(hostname=machine.name), ready_seconds)
         except GuestLost as error:
             said = machine.console.last_line()
             said = f"{error}; its console ends with: {said}" if said else str(error)
@@ -170,6 +202,9 @@ def _death(machine: Machine) -> GuestLost:
     gone = f"the VM {machine.name} has ended"
     if status is None:
         return lost(Cause.QEMU_KILLED, f"{gone}: its QEMU process is gone", console=last)
+    if status == -signal.SIGKILL and (kills := machine.oom_kills):
+        said = f"{gone}: the host's kernel killed its QEMU for want of memory; give the host more, or start fewer VMs"
+        return lost(Cause.HOST_OUT_OF_MEMORY, said, qemu_signal=-status, host_oom_kills=kills, console=last)
     if status < 0:
         said = f"{gone}: its QEMU was killed by signal {-status}, on the host"
         return lost(Cause.QEMU_KILLED, said, qemu_signal=-status, console=last)

@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandbox.config import PoolConfig
 from sandbox.errors import PoolTimeout, StartError
+from sandbox.observe.metrics import Metrics
 from sandbox.pool.lease import Lease
 from sandbox.pool.pool import VMPool
 from sandbox.pool.queue import Request
 from sandbox.vm import VMSource
+from tests.agreement import assert_agreement
 from tests.fakes.virtual_time import VirtualTimeLoop
 from tests.fakes.world import FakeVM, FakeWorld
 
@@ -36,9 +38,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.claims: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
         self.lent: set[str] = set()
+        self.beside = 0
+        """So many VMs may exist beside the pool's."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(coroutine)
+
+    def source(self) -> VMSource:
+        return cast("VMSource", self.world)
 
     def waiting(self) -> list[Request]:
         return [request for shelf in self.pool._shelves.values() for request in shelf.queue._requests]
@@ -72,7 +79,8 @@ class PoolMachine(RuleBasedStateMachine):
             max_waiting=6,
             running_ready=running,
         )
-        self.pool = VMPool(config, source=cast("VMSource", self.world))
+        self.metrics = Metrics()
+        self.pool = VMPool(config, source=self.source(), observers=[self.metrics])
         self.run(self.pool.open())
 
     @rule(timeout=st.sampled_from([None, 0.0, 0.1, 1.0, 10.0]), priority=st.integers(-1, 2))
@@ -139,7 +147,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert record.created == record.destroyed + alive
         assert record.claimed == record.released + record.lost + record.leased
         assert alive <= self.pool.config.max_size
-        assert self.world.most_alive <= self.pool.config.max_size
+        assert self.world.most_alive <= self.pool.config.max_size + self.beside
         assert record.waiting <= len(self.claims)
 
     @invariant()
@@ -161,6 +169,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.run(asyncio.sleep(0))
             assert not self.world.alive
             assert self.pool.statistics().created == self.pool.statistics().destroyed
+            assert_agreement(self.metrics, self.pool.statistics())
             assert all(task.done() for task in self.claims)
             for task in self.claims:
                 task.cancelled() or task.exception()

@@ -13,6 +13,7 @@ import pytest
 
 from sandbox.config import HostConfig
 from sandbox.errors import TemplateError
+from sandbox.template.lint import RULES, LintReport
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.template.template import Template
 
@@ -34,6 +35,9 @@ def baked(tmp_path: Path) -> Path:
     (tmp_path / STATE).write_bytes(source.randbytes(50_000))
     manifest = TemplateManifest(
         requirement=REQUIREMENT,
+        series="default-256m-1c",
+        generation=1,
+        lint=LintReport(rules=tuple(RULES)),
         agent=1,
         created="2026-01-01T00:00:00+00:00",
         freeze_seconds=0.1,

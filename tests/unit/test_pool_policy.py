@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given
@@ -13,9 +14,11 @@ from sandbox.pool.policy import (
     Rate,
     back_off,
     plan,
+    renewal_back_off,
     seniority,
     spread,
     target_ready,
+    too_slow,
 )
 
 COUNT = st.integers(0, 20)
@@ -112,3 +115,52 @@ def test_rate_follows_the_claims_and_forgets_them() -> None:
 def test_waiting_outweighs_any_priority_in_the_end(now: float, priority: int, step: float) -> None:
     """Who waited `priority_seconds` for each step is as senior as who comes now with that priority."""
     assert seniority(now, priority, step) == now - priority * step
+
+
+def _stale(ready: int, stale: int) -> Census:
+    return Census(starting=0, ready=ready, leased=0, ending=0, waiting=0, target=3, stale=stale)
+
+
+def test_stale_vms_go_only_when_fresh_ones_have_come() -> None:
+    """With room, as many start as are stale, and those beyond the target go; without, one goes, but never the last."""
+    begun = plan([_stale(3, 3)], max_size=8, concurrent_starts=8)
+    assert (begun.starts, begun.evictions) == ([3], [0])
+    half = plan([_stale(5, 3)], max_size=5, concurrent_starts=8)
+    assert (half.starts, half.evictions) == ([0], [2])
+    full = plan([_stale(3, 3)], max_size=3, concurrent_starts=8)
+    assert (full.starts, full.evictions) == ([0], [1])
+    last = plan([_stale(1, 1)], max_size=1, concurrent_starts=8)
+    assert (last.starts, last.evictions) == ([0], [0])
+    failing = replace(_stale(3, 3), may_start=False)
+    assert plan([failing], max_size=3, concurrent_starts=8).evictions == [0]
+    done = plan([_stale(3, 0)], max_size=8, concurrent_starts=8)
+    assert (done.starts, done.evictions) == ([0], [0])
+
+
+@given(COUNT, COUNT, COUNT, COUNT, COUNT, st.integers(0, 6), st.integers(0, 5))
+def test_a_roll_over_never_empties_the_warm_set(
+    ready: int, stale: int, starting: int, ending: int, leased: int, target: int, room: int
+) -> None:
+    """Whatever the state: evictions leave the target ready, or all but one where there is no room, and at least one."""
+    census = Census(starting, ready, leased, ending, 0, target, stale=min(stale, ready))
+    due = plan([census], max_size=census.alive + room, concurrent_starts=4)
+    left = ready - due.evictions[0]
+    assert due.evictions[0] <= census.stale
+    assert left >= min(ready, target) - (1 if room == 0 else 0)
+    assert left >= min(ready, 1) or target == 0
+    assert census.alive + sum(due.starts) <= census.alive + room
+
+
+def test_a_successor_is_compared_by_its_shortest_start() -> None:
+    """One slow start of three is the host's fault; without a live one to compare there is nothing against it."""
+    assert too_slow([0.1, 0.1, 0.9], [0.19, 5.0, 5.0], 2.0) is None
+    assert too_slow([], [9.0], 2.0) is None
+    fault = too_slow([0.1, 0.2], [0.21, 0.3], 2.0)
+    assert fault is not None
+    assert "0.210 s" in fault
+
+
+def test_renewal_backs_off_up_to_an_hour() -> None:
+    """Twice as long after each failure, never shorter than the interval."""
+    assert [renewal_back_off(30.0, failures) for failures in (0, 1, 2, 20)] == [30.0, 60.0, 120.0, 3600.0]
+    assert renewal_back_off(7200.0, 3) == 7200.0

@@ -105,7 +105,7 @@ async def resume(suite: Suite) -> Figure:
 async def _pauses(suite: Suite) -> tuple[Figure, Figure]:
     stopping = suite.figure("S8PAUSE", "pause", "call → processors stopped")
     waking = suite.figure("S8RESUME", "resume", "call → clock and randomness renewed")
-    async with suite.template.lease(warm=True) as vm:
+    async with suite.template.warmed().lease() as vm:
         for index in range(suite.n(50) + 2):
             begun = time.monotonic()
             await vm.pause()

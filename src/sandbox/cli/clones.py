@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from sandbox.cli.doctor import Check
+from sandbox.cli.check import Check
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ProtocolError
+from sandbox.guest.identity import Receipt
 from sandbox.template.template import Template
 
 _CLOCK_SECONDS = 0.5
@@ -43,20 +43,27 @@ def examine_clones(config: HostConfig) -> Iterator[Check]:
     worst = max((clone["offset"] for clone in clones), key=abs)
     status = "ok" if abs(worst) <= _CLOCK_SECONDS else "fail"
     yield Check("clock", status, f"{worst * 1000:+.1f} ms off at most, when the clones became ready")  # type: ignore[arg-type]
-    ages = [clone["age"] for clone in clones]
-    yield Check("receipts", "ok", f"randomness, names and clock confirmed by both; restored in {max(ages):.3f} s")
+    receipts: list[Receipt] = [clone["receipt"] for clone in clones]
+    for clone, receipt in zip(clones, receipts, strict=True):
+        names = {name: clone["draws"][name].strip() for name in ("host name", "machine id", "boot id")}
+        if list(names.values()) != [receipt.hostname, receipt.machine_id, receipt.boot_id]:
+            yield Check("receipts", "fail", f"a clone calls itself {names}, its receipt says otherwise: {receipt}")
+    if not all(receipt.randomness_renewed for receipt in receipts):
+        yield Check("receipts", "fail", "a clone has not confirmed that its randomness was renewed")
+    age = max(receipt.template_age or 0.0 for receipt in receipts)
+    longest = max(receipt.timings["start"] for receipt in receipts)
+    said = f"generation {receipts[0].generation} of {receipts[0].series}, {age:.0f} s old; restored in {longest:.3f} s"
+    yield Check("receipts", "ok", f"randomness, names and clock confirmed by both; {said}")
 
 
 async def _draw_twice(config: HostConfig) -> list[dict[str, Any]]:
     template = await Template.ensure(TemplateConfig(), config)
 
     async def draw() -> dict[str, Any]:
-        started = time.monotonic()
         async with template.lease() as vm:
-            age = time.monotonic() - started
             if vm.receipt is None:
                 raise ProtocolError("a clone was given without a receipt")
             said = json.loads((await vm.run(_DRAW, timeout=60)).check().text)
-            return {**said, "offset": vm.receipt.clock_offset, "age": age}
+            return {**said, "offset": vm.receipt.clock_offset, "receipt": vm.receipt}
 
     return list(await asyncio.gather(draw(), draw()))

@@ -109,6 +109,8 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
         status = TOOL_FAILED
     if request.as_json:
         envelope = _envelope(result) | {"exit_code": status}
+        if (receipt := vm.receipt) is not None:
+            envelope["receipt"] = receipt.document()
         say(envelope if failure is None else envelope | {"error": describe(failure)})
         return status
     if result.outcome is not Outcome.EXITED:

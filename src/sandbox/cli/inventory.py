@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sandbox.config import HostConfig
+from sandbox.hypervisor.groups import reap_left_over
 from sandbox.hypervisor.inventory import OwnerRecord, leaks, owners
 from sandbox.hypervisor.rundir import reap
 from sandbox.image.store import ImageStore
@@ -57,7 +58,10 @@ def run_audit(*, as_json: bool) -> int:
 
 def run_reap() -> int:
     """End and remove what dead processes left behind."""
-    cleared = reap(HostConfig().runtime_dir)
+    runtime = HostConfig().runtime_dir
+    cleared = reap(runtime)
+    if runtime.is_dir() and (groups := reap_left_over(runtime)):
+        print(f"{groups} control groups without a run directory removed")
     print(f"{cleared} run directories of dead processes cleared")
     return 0
 

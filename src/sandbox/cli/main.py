@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest images.")
 app.add_typer(image_app, name="image")
+template_app = typer.Typer(no_args_is_help=True, help="Look after golden snapshots and their generations.")
+app.add_typer(template_app, name="template")
+TemplateArgument = Annotated[str, typer.Argument(help="A series, or the beginning of a template's name.")]
 
 ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
 MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
@@ -164,6 +167,18 @@ def ps(json_: Annotated[bool, typer.Option("--json", help="Print one JSON docume
 
 
 @app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Show it one time and end, as without a terminal.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+) -> None:
+    """Show pools and virtual machines of this host, live; `q` or Ctrl-C ends it."""
+    from sandbox.cli.top import run_top
+
+    raise typer.Exit(run_top(once=once, as_json=json_, interval=interval))
+
+
+@app.command()
 def audit(json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """List every process, directory and socket with its owner. Exit 1 if something belongs to nobody."""
     from sandbox.cli.inventory import run_audit
@@ -245,6 +260,49 @@ def image_prune() -> None:
     from sandbox.cli.image import prune
 
     raise typer.Exit(prune())
+
+
+@template_app.command("ls")
+def template_ls(json_: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List golden snapshots, by series and generation."""
+    from sandbox.cli.template import ls
+
+    raise typer.Exit(ls(as_json=json_))
+
+
+@template_app.command("inspect")
+def template_inspect(template: TemplateArgument = "default-256m-1c") -> None:
+    """Print a template's manifest, with what the inspection of its guest found."""
+    from sandbox.cli.template import inspect
+
+    raise typer.Exit(inspect(template))
+
+
+@template_app.command("verify")
+def template_verify(template: TemplateArgument = "default-256m-1c") -> None:
+    """Read every byte of a template and compare it with the manifest."""
+    from sandbox.cli.template import verify
+
+    raise typer.Exit(verify(template))
+
+
+@template_app.command("prune")
+def template_prune() -> None:
+    """Remove old generations, and templates of images that are gone; what is in use stays."""
+    from sandbox.cli.template import prune
+
+    raise typer.Exit(prune())
+
+
+@template_app.command("rollback")
+def template_rollback(
+    template: TemplateArgument = "default-256m-1c",
+    undo: Annotated[bool, typer.Option("--undo", help="Let the newest generation be used again.")] = False,
+) -> None:
+    """Use the generation before the one in use (or the named one) from now on, in running pools too."""
+    from sandbox.cli.template import rollback
+
+    raise typer.Exit(rollback(template, undo=undo))
 
 
 def _hold_standard_streams() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sandbox.errors import ProtocolError
 from sandbox.wire import ENTROPY_BYTES, HELLO, PROTOCOL_VERSION, READY, proof
@@ -57,9 +58,15 @@ class Identity:
         return self.hostname.encode(), self.machine_id.encode(), self.boot_id.encode()
 
 
+Origin = Literal["boot", "restore", "hit"]
+
+
 @dataclass(frozen=True)
 class Receipt:
-    """What a machine proved before it became ready."""
+    """What a machine proved before it became ready, where it comes from, and how long its making took.
+
+    A machine without the proof never becomes ready, so whoever has a receipt has a machine of its own identity.
+    """
 
     machine_id: str
     boot_id: str
@@ -69,3 +76,37 @@ class Receipt:
     clock_offset: float
     """Guest clock minus host clock in seconds, at most `round_trip` off."""
     round_trip: float
+    randomness_renewed: bool = True
+    """The guest has proved that this machine's own entropy is in its kernel's generator; there is no other receipt."""
+    proved_at: float = field(default_factory=time.monotonic, repr=False)
+    """When, by the monotonic clock; a VM that was paused proves it again when it is woken."""
+    origin: Origin = "boot"
+    """`boot`; `restore`: cloned for this lease; `hit`: a pool had it ready."""
+    series: str | None = None
+    """The template's name without its generation; None for a booted machine."""
+    generation: int | None = None
+    """The template's number in its series."""
+    template_age: float | None = None
+    """Seconds from the bake of the template to the proof."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage: `queue`, `claim`, `start`, `warm_up`, or `ready` for a boot."""
+
+    @property
+    def clock_offset_ms(self) -> float:
+        """Guest clock minus host clock in milliseconds."""
+        return self.clock_offset * 1000
+
+    def document(self) -> dict[str, object]:
+        """Return what a user wants to see of it, for JSON."""
+        return {
+            "origin": self.origin,
+            "series": self.series,
+            "generation": self.generation,
+            "template_age": None if self.template_age is None else round(self.template_age, 3),
+            "randomness_renewed": self.randomness_renewed,
+            "clock_offset_ms": round(self.clock_offset_ms, 3),
+            "hostname": self.hostname,
+            "machine_id": self.machine_id,
+            "boot_id": self.boot_id,
+            "timings": dict(self.timings),
+        }

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,18 @@ remember_owner = 0
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
+seccomp_sandbox = 1
+max_core = 0
+dump_guest_core = 0
+max_files = 256
 """
+"""Control groups are ours, see `groups.py`. QEMU for a small guest has some 25 files open."""
+_DEVICE = re.compile(r"^\s+/.* \(([\w.-]+)\)\r?$", re.MULTILINE)
+_BUSES = ("System", "PCIE", "ISA", "virtio-pci-bus", "virtio-serial-bus")
+_NO_DEVICES = frozenset({"container", "irq", "memory-region", *_BUSES})
+"""What QEMU's object tree has besides devices: wires, address ranges and the buses between devices."""
+_HUMAN = 1
+"""libvirt's flag for a command of QEMU's monitor for people."""
 _POLL_SECONDS = 0.001
 _MIGRATION_SECONDS = 60.0
 
@@ -36,12 +49,27 @@ _MIGRATION_SECONDS = 60.0
 class Connection:
     """An open connection, and the log files that go with its domains."""
 
-    def __init__(self, handle: Any, *, is_embedded: bool) -> None:
-        self._handle = handle
+    def __init__(self, handle: Any, uri: str, *, is_embedded: bool) -> None:
+        self._uri = uri
         self.is_embedded = is_embedded
         self._log_files: dict[str, Path] = {}
+        self._opening = threading.Lock()
+        self._opened = handle
+        self._callback = self._listen()
+
+    @property
+    def _handle(self) -> Any:
+        """The connection. One to a daemon that has ended is opened anew, once there is such a daemon again."""
+        with self._opening:
+            if not self.is_embedded and not self._opened.isAlive():
+                self._opened = libvirt.open(self._uri)
+                self._callback = self._listen()
+                log.warning("libvirt_reconnected", uri=self._uri)
+            return self._opened
+
+    def _listen(self) -> Any:
         event = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-        self._callback = handle.domainEventRegisterAny(None, event, self._on_event, None)
+        return self._opened.domainEventRegisterAny(None, event, self._on_event, None)
 
     @classmethod
     def open(cls, uri: str, root: Path, cache: Path, emulator: str, user: str | None) -> Connection:
@@ -64,19 +92,22 @@ class Connection:
             raise HypervisorError(f"libvirt cannot be used at {uri}: {error}; `sandbox doctor` tells more") from error
         if is_embedded:
             become_subreaper()
-        return cls(handle, is_embedded=is_embedded)
+        return cls(handle, uri, is_embedded=is_embedded)
 
     def close(self) -> None:
         try:
-            self._handle.domainEventDeregisterAny(self._callback)
-            self._handle.close()
+            self._opened.domainEventDeregisterAny(self._callback)
+            self._opened.close()
         except libvirt.libvirtError as error:
             log.debug("libvirt_close_failed", error=str(error))
 
-    def start(self, name: str, xml: str, state: Path | None, log_file: Path) -> None:
+    def start(
+        self, name: str, xml: str, state: Path | None, log_file: Path, before_running: Callable[[], None] | None = None
+    ) -> None:
         """Create the domain, load `state` if given, and let it run; leave nothing behind on failure.
 
-        `log_file` is what libvirt writes about the domain; it is removed when the domain is gone.
+        `log_file` is what libvirt writes about the domain; it is removed when the domain is gone. `before_running` is
+        called when its process exists and before its guest executes anything.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         if not self.is_embedded:  # a daemon ends our VMs when our connection breaks; the embedded driver cannot
@@ -89,6 +120,8 @@ class Connection:
                 _ignore_shared_memory(domain)
                 _qmp(domain, "migrate-incoming", uri=f"file:{state}")
                 _wait_migrated(domain, "loading the saved state")
+            if before_running is not None:
+                before_running()
             domain.resume()
         except (libvirt.libvirtError, HypervisorError) as error:
             if domain is not None:
@@ -128,6 +161,14 @@ class Connection:
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise HypervisorError(f"libvirt cannot destroy {name}: {error}") from error
+
+    def devices(self, name: str) -> list[str]:
+        """Return the type of every device that the domain's QEMU has, as QEMU itself tells, sorted."""
+        try:
+            tree = libvirt_qemu.qemuMonitorCommand(self._handle.lookupByName(name), "info qom-tree", _HUMAN)
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"QEMU of {name} does not tell its devices: {error}") from error
+        return sorted(kind for kind in _DEVICE.findall(tree) if kind not in _NO_DEVICES)
 
     def domains(self) -> list[str]:
         """Return the names of the domains that libvirt takes for alive."""

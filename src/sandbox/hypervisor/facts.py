@@ -58,6 +58,18 @@ class HostFacts:
             raise ConfigError(f"accelerator {wanted!r} is unknown; choose auto, kvm or tcg")
         return "kvm" if wanted == "kvm" else "tcg"
 
+    def is_current(self) -> bool:
+        """Return whether the QEMU binary is the one that was looked at. Blocks for one `stat`."""
+        try:
+            return _emulator_id(self.emulator) == self.emulator_id
+        except FileNotFoundError:
+            return False
+
+
+def _emulator_id(emulator: str) -> str:
+    stat = Path(emulator).stat()
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
 
 def qemu_user() -> str | None:
     """Return the account that QEMU runs under when we are root, else None: it then runs as ourselves."""
@@ -76,8 +88,7 @@ def load_facts(directory: Path) -> HostFacts:
     emulator = shutil.which("qemu-system-x86_64")
     if emulator is None:
         raise HypervisorError("qemu-system-x86_64 is not installed; run `sandbox setup`")
-    stat = Path(emulator).stat()
-    emulator_id = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+    emulator_id = _emulator_id(emulator)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     kvm_id = _kvm_id()
     cached = directory / f"host-{os.geteuid()}.json"

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -19,17 +19,18 @@ from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, HostResources, HypervisorError
+from sandbox.hypervisor.admission import Admission
 from sandbox.hypervisor.connection import Connection
 from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
+from sandbox.hypervisor.groups import Groups, caps, reap_left_over
 from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
-from sandbox.hypervisor.midwife import reaping
+from sandbox.hypervisor.midwife import Midwife
 from sandbox.hypervisor.process import Process
-from sandbox.hypervisor.resources import admit
 from sandbox.hypervisor.rundir import RunDirectory, reap
-from sandbox.hypervisor.spec import MachineSpec, Platform
+from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
 from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
 from sandbox.paths import make_directory
 
@@ -58,24 +59,23 @@ class Hypervisor:
             raise HypervisorError(
                 f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
             ) from error
-        directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
+        self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
         self.facts: HostFacts = load_facts(directory)
         accelerator = self.facts.accelerator(config.accelerator)
-        emulator = self.facts.emulator if accelerator == "kvm" else tcg_launcher(self.facts, directory)
-        self.platform = Platform(
-            emulator=emulator,
-            qemu_version=self.facts.qemu_version,
-            machine_type=self.facts.machine_type,
-            accelerator=accelerator,
-            cpu=self.facts.cpu if accelerator == "kvm" else f"max of QEMU {self.facts.qemu_version}",
-        )
+        self.platform = _platform(self.facts, accelerator, directory)
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self.rundir = RunDirectory.create(config.paths.runtime)
         reap(config.paths.runtime)
+        self._cpu_limit = config.cpu_limit
+        wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
+        self.groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
+        reap_left_over(config.paths.runtime, self.groups.places.parents.values())
         try:
             cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
-            self.connection = Connection.open(config.uri, self.rundir.path / "l", cache, emulator, self.facts.user)
+            root, emulator = self.rundir.path / "l", self.platform.emulator
+            self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
+            self.admission = Admission(config, self.rundir.path.name)
         except BaseException:
             self.rundir.remove()
             raise
@@ -91,22 +91,34 @@ class Hypervisor:
 
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
-        key = (config.uri, config.data_dir, config.runtime_dir, config.accelerator)
+        places = (config.data_dir, config.runtime_dir, config.admission_dir, config.cgroup)
+        bounds = (config.memory_overcommit, config.memory_pressure_max, config.cpu_limit)
+        key = (config.uri, config.accelerator, *places, *bounds)
         with _shared_lock:
             if key not in _shared:
                 if any(config.uri == other[0] for other in _shared):
                     raise ConfigError(
-                        "this process already uses libvirt with other directories or another accelerator; "
+                        "this process already uses libvirt with other directories, limits or another accelerator; "
                         "use the same HostConfig everywhere, or another process"
                     )
                 _shared[key] = host = cls(config)
                 atexit.register(host.close)
             return _shared[key]
 
+    def renew(self) -> Platform:
+        """Look at the host again and have later starts use what is there now; the accelerator stays.
+
+        Blocks: for a few calls of `stat` when nothing has changed, for a second when QEMU was replaced.
+        """
+        self.facts = load_facts(self._directory)
+        self.platform = _platform(self.facts, self.platform.accelerator, self._directory)
+        return self.platform
+
     def close(self) -> None:
         """Give the connection and the run directory back. Called at exit; ends every VM that is left."""
         self.connection.close()
-        self.rundir.remove()
+        self.rundir.remove()  # ends every QEMU first
+        self.admission.close()
 
     async def call(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a blocking function in a worker thread.
@@ -132,12 +144,25 @@ class Hypervisor:
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
                 threading.Thread(target=self._end_blocking, args=(name, *started), daemon=True).start()
+            else:  # its thread may hang in libvirt, which waits for a stopped QEMU without end, but not for a dead one
+                threading.Thread(target=_kill_blocking, args=(name,), daemon=True).start()
             raise
         return Machine(self, name, process, SocketStream(sock), Console(console))
 
     def _start_blocking(self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started]) -> Started:
         """Do all that blocks in one thread, and end what was started if nobody takes it."""
-        admit(spec.memory_mib, reserve_mib)
+        if spec.state is not None and not self.facts.is_current():  # QEMU checks next to nothing of a saved state
+            raise HypervisorError(
+                "QEMU was replaced since this process looked at it; the saved state is not of this one"
+            )
+        self.admission.admit(name, spec.memory_mib, reserve_mib)
+        try:
+            return self._bring_up(name, spec, handover)
+        except BaseException:
+            self.forget_blocking(name)
+            raise
+
+    def _bring_up(self, name: str, spec: MachineSpec, handover: Handover[Started]) -> Started:
         with ExitStack() as stack:
             try:
                 listener = stack.enter_context(Listener(self.rundir.path / f"{name}.sock", self.owner))
@@ -155,9 +180,7 @@ class Hypervisor:
                 channel=listener.path,
                 console=console_listener.path,
             )
-            pid_file = self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
-            with reaping(pid_file, name) if self.connection.is_embedded else nullcontext():
-                self.connection.start(name, xml, spec.state, self._log_file(name))
+            self._launch(name, xml, spec)
             sock = console = process = None
             try:
                 sock = listener.accept(ACCEPT_SECONDS)
@@ -175,24 +198,57 @@ class Hypervisor:
                 raise
         return process, sock, console
 
+    def _launch(self, name: str, xml: str, spec: MachineSpec) -> None:
+        """Have libvirt start the domain, in a control group where there can be one."""
+        if not self.connection.is_embedded:  # the daemon's QEMU is the daemon's to confine
+            self.connection.start(name, xml, spec.state, self._log_file(name))
+            return
+        group = self.groups.make(name, caps(spec, self.platform, self._cpu_limit))
+        pid_file = self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
+        with Midwife(pid_file, name, group).at_work() as midwife:
+            self.connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
+
+    def forget_blocking(self, name: str) -> None:
+        """Give back what the host keeps for a VM whose QEMU is dead: its control group, its promised memory."""
+        self.groups.remove(name)
+        self.admission.release(name)
+
     def _end_blocking(self, name: str, process: Process | None, *sockets: socket.socket | None) -> None:
-        """End whatever exists under this name, by libvirt and, should that fail, by our own hand."""
+        """End whatever exists under this name."""
         for sock in sockets:
             if sock is not None:
                 sock.close()
-        if process is not None:
-            process.kill()
-            process.wait_dead_blocking(1.0)
-            process.close()
-        with suppress(HypervisorError):
-            self.connection.destroy(name)
-        for left in Process.find(f"guest={name},"):
+        # By our own hand first: libvirt waits half a minute for a zombie that only we, its parent, can reap.
+        for left in [process] if process is not None else Process.find(f"guest={name},"):
             left.kill()
             left.wait_dead_blocking(1.0)
             left.close()
+        with suppress(HypervisorError):
+            self.connection.destroy(name)
+        self.forget_blocking(name)
 
     def _log_file(self, name: str) -> Path:
         return self.rundir.path / "l" / "log" / "qemu" / f"{name}.log"
+
+
+def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> Platform:
+    """Return the host's side of machines; make the launcher that TCG needs."""
+    is_kvm = accelerator == "kvm"
+    return Platform(
+        emulator=facts.emulator if is_kvm else tcg_launcher(facts, directory),
+        qemu_version=facts.qemu_version,
+        machine_type=facts.machine_type,
+        accelerator=accelerator,
+        cpu=facts.cpu if is_kvm else f"max of QEMU {facts.qemu_version}",
+    )
+
+
+def _kill_blocking(name: str) -> None:
+    """Kill what runs under this name, if anything; whoever waits for it in libvirt then clears it away."""
+    for process in Process.find(f"guest={name},"):
+        process.kill()
+        process.wait_dead_blocking(1.0)
+        process.close()
 
 
 def _limiter() -> anyio.CapacityLimiter:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox.hypervisor.groups import left_over
 from sandbox.hypervisor.rundir import has_owner, owner_pid, run_directories
 
 _GUEST = re.compile(r"guest=(sbx-([0-9a-f]{8})-\d+),")
@@ -88,6 +89,8 @@ def leaks(runtime: Path) -> list[str]:
             found.append(f"QEMU process {machine.pid} ({machine.name}): no living process owns it")
         elif machine.state == "Z":
             found.append(f"QEMU process {machine.pid} ({machine.name}): dead, but not reaped")
+    if runtime.is_dir():
+        found += [f"control group {path}: its run directory is gone" for path in left_over(runtime)]
     return found
 
 

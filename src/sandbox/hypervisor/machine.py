@@ -39,6 +39,11 @@ class Machine:
         """Whether the QEMU process exists. That the guest works only an answer from it can tell."""
         return self.process.is_alive
 
+    @property
+    def oom_kills(self) -> int | None:
+        """How often the host's kernel has killed its QEMU for want of memory; None where it cannot be told."""
+        return self._host.groups.oom_kills(self.name)
+
     async def save(self, state: Path) -> None:
         """Stop the machine for good and write its device state to `state`."""
         await self._host.call(self._host.connection.save, self.name, state)
@@ -68,15 +73,16 @@ class Machine:
                     if not may_kill:
                         await self._host.call(self._host.connection.destroy, self.name)
                     await self.process.wait_dead()
+                    await self._host.call(self._host.forget_blocking, self.name)
                 if scope.cancelled_caught:
                     log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
             finally:  # asyncio's own cancellation knows no shield: what is not dead yet is buried by a thread
                 if self.process.is_alive:
-                    threading.Thread(target=_bury, args=(self.process,), daemon=True).start()
+                    threading.Thread(target=self._bury, daemon=True).start()
                 else:
                     self.process.close()
 
-
-def _bury(process: Process) -> None:
-    process.wait_dead_blocking(_BURY_SECONDS)
-    process.close()
+    def _bury(self) -> None:
+        self.process.wait_dead_blocking(_BURY_SECONDS)
+        self.process.close()
+        self._host.forget_blocking(self.name)

@@ -7,41 +7,72 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox.hypervisor.cgroup import Group
 from sandbox.hypervisor.process import Process
+from sandbox.log import log
 
 _LOOK_SECONDS = 0.01
+_CONFINED_SECONDS = 1.0
 
 
-@contextmanager
-def reaping(pid_file: Path, name: str) -> Iterator[None]:
-    """For the length of the context, reap the domain's QEMU should it die.
+class Midwife:
+    """Finds the process as soon as it exists, puts it into its control group, and reaps it should it die."""
 
-    It is our child, because we are the subreaper, and libvirt takes the zombie for a living process: a start that
-    fails would take libvirt 30 s instead of 0.3 s. The pid is known from the file that libvirt writes, nowhere else.
-    """
-    is_over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(pid_file, name, is_over), name=f"midwife-{name}", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watcher.join()
+    def __init__(self, pid_file: Path, name: str, group: Group | None) -> None:
+        self._pid_file = pid_file
+        self._name = name
+        self._group = group
+        self._is_over = threading.Event()
+        self._is_confined = threading.Event()
 
+    def wait_confined(self) -> None:
+        """Return when the process is in its control group: the guest must not run before.
 
-def _watch(pid_file: Path, name: str, is_over: threading.Event) -> None:
-    process = None
-    while not is_over.wait(_LOOK_SECONDS):
-        if process is None:
-            process = _find(pid_file, name)
-        elif not process.is_alive:
-            process.reap()
-    if process is not None:
-        process.close()
+        Moving a process can take the kernel some 10 ms, which pass while QEMU starts.
+        """
+        if self._group is not None and not self._is_confined.wait(_CONFINED_SECONDS):
+            log.warning("vm_not_confined", vm=self._name, reason="its process was not found in time")
 
+    @contextmanager
+    def at_work(self) -> Iterator[Midwife]:
+        """Watch for the length of the context.
 
-def _find(pid_file: Path, name: str) -> Process | None:
-    try:
-        return Process.open(int(pid_file.read_text()), name)
-    except (OSError, ValueError):  # not written yet
-        return None
+        The process is our child, because we are the subreaper, and libvirt takes a zombie for a living process: a
+        start that fails would take libvirt 30 s instead of 0.3 s. The pid is known from the file that libvirt writes,
+        nowhere else.
+        """
+        watcher = threading.Thread(target=self._watch, name=f"midwife-{self._name}", daemon=True)
+        watcher.start()
+        try:
+            yield self
+        finally:
+            self._is_over.set()
+            watcher.join()
+
+    def _watch(self) -> None:
+        process = None
+        while not self._is_over.wait(_LOOK_SECONDS):
+            if process is None:
+                process = self._find()
+                if process is not None:
+                    self._confine(process)
+            elif not process.is_alive:
+                process.reap()
+        if process is not None:
+            process.close()
+
+    def _find(self) -> Process | None:
+        try:
+            return Process.open(int(self._pid_file.read_text()), self._name)
+        except (OSError, ValueError):  # not written yet
+            return None
+
+    def _confine(self, process: Process) -> None:
+        if self._group is None:
+            return
+        try:
+            self._group.enter(process.pid)
+        except OSError as error:
+            if process.is_alive:
+                log.warning("vm_not_confined", vm=self._name, reason=str(error))
+        self._is_confined.set()

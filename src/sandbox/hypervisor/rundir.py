@@ -11,21 +11,26 @@ import os
 import secrets
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from sandbox.errors import HypervisorError
+from sandbox.hypervisor.cgroup import remove_group
 from sandbox.hypervisor.process import Process
 from sandbox.log import log
 from sandbox.paths import make_directory
 
 _LOCK = "sandbox.lock"
+GROUPS_FILE = "cgroups"
+"""Lists the control groups that the directory's process divides among its VMs."""
 _NAMES = "[0-9a-f]" * 8
 """Only directories of such names that hold such a lock are ever removed, wherever the runtime directory lies."""
 _DEATH_SECONDS = 5.0
 _CLEAR_ATTEMPTS = 50
 _CLEAR_SECONDS = 0.01
+_GROUP_SECONDS = 0.5
 
 
 class RunDirectory:
@@ -118,6 +123,15 @@ def owner_pid(path: Path) -> int | None:
         return None
 
 
+def group_name(path: Path) -> str:
+    """Return what the control groups of a run directory are called; other runtime directories have other names.
+
+    A container may have the same paths and see the same groups: the directory's own number tells the two apart.
+    """
+    status = path.parent.stat()
+    return f"{path.name}-{zlib.crc32(f'{status.st_dev}:{status.st_ino}'.encode()):08x}"
+
+
 def _ownerless(runtime: Path) -> Iterator[Path]:
     """Yield the run directories whose lock is free, holding it meanwhile: their owner is dead, whoever has its pid."""
     for path in runtime.glob(_NAMES):
@@ -135,6 +149,18 @@ def _ownerless(runtime: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def _remove_groups(path: Path) -> None:
+    """Remove the control groups of a run directory whose VMs are dead. Only empty directories of its name go."""
+    with suppress(FileNotFoundError):
+        for line in (path / GROUPS_FILE).read_text().splitlines():
+            parent = Path(line)
+            if parent.name != group_name(path) or not (parent / "cgroup.procs").exists():
+                continue
+            children = [child for child in parent.iterdir() if child.is_dir()]
+            if not min(remove_group(group, _GROUP_SECONDS) for group in (*children, parent)):
+                log.warning("control_group_not_removed", group=line)
+
+
 def _clear(path: Path) -> None:
     for process in Process.find(f"{path}/"):
         log.warning("leftover_vm_killed", pid=process.pid, run_directory=str(path))
@@ -142,6 +168,7 @@ def _clear(path: Path) -> None:
         if not process.wait_dead_blocking(_DEATH_SECONDS):
             raise HypervisorError(f"QEMU process {process.pid} of {path} does not die; end it by hand and try again")
         process.close()
+    _remove_groups(path)
     for attempt in range(_CLEAR_ATTEMPTS):  # libvirt's threads may still be writing about a domain that has just ended
         entries = [entry for entry in path.iterdir() if entry.name != _LOCK]
         if not entries:

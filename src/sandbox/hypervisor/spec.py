@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 AcceleratorKind = Literal["kvm", "tcg"]
+TRANSLATION_MIB = 128
+"""What QEMU may take under TCG for translated code; it is told so, because its own default is up to 1 GiB."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sandbox.errors import StateError
+from sandbox.guest.identity import Receipt
 from sandbox.vm import VM
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Lease:
     def token(self) -> str:
         """Names this lease in logs; unique for the pool's life."""
         return f"{self.vm.name}.{self._slot.number}"
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What its VM has proved of its identity, its template's generation, whether it was ready, and timings."""
+        return self.vm.receipt
 
     @property
     def has_ended(self) -> bool:

@@ -10,6 +10,7 @@ FAILURES_UNTIL_BREAK = 3
 """So many failed starts in a row, and whoever waits is told the cause instead of being left to time out."""
 _FIRST_BACK_OFF = 0.5
 _LAST_BACK_OFF = 30.0
+_LAST_RENEWAL_BACK_OFF = 3600.0
 _GOLDEN = (5**0.5 - 1) / 2
 _HEADROOM = 1.5
 """So much more than the mean is kept ready where the target follows the claims: they come in bursts."""
@@ -29,6 +30,8 @@ class Census:
     target: int = 0
     may_start: bool = True
     """False while the shelf backs off after failed starts."""
+    stale: int = 0
+    """Of `ready`, those of another template generation than new ones are started from."""
 
     @property
     def alive(self) -> int:
@@ -36,8 +39,8 @@ class Census:
 
     @property
     def wanted(self) -> int:
-        """Starts that would serve who waits and fill the warm set."""
-        return max(0, self.target + self.waiting - self.ready - self.starting)
+        """Starts that would serve who waits and fill the warm set with VMs of the live generation."""
+        return max(0, self.target + self.waiting - (self.ready - self.stale) - self.starting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Plan:
 
     starts: list[int] = field(default_factory=list)
     evictions: list[int] = field(default_factory=list)
-    """Ready VMs to destroy, to make room for another shelf's callers."""
+    """Ready VMs to destroy, stale ones first: replaced by fresh ones, or in the way of another shelf's callers."""
 
 
 def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) -> Plan:
@@ -71,7 +74,20 @@ def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) ->
         if not shelf.waiting and short > 0:
             evictions[index] = min(shelf.ready, short)
             short -= evictions[index]
+        is_stuck = room <= 0 and not any(starts) and not any(other.starting or other.ending for other in shelves)
+        evictions[index] = max(evictions[index], _superseded(shelf, is_stuck=is_stuck))
     return Plan(starts, evictions)
+
+
+def _superseded(shelf: Census, *, is_stuck: bool) -> int:
+    """Return how many stale VMs to destroy: those that fresh ones have replaced.
+
+    Where `max_size` leaves no room for a fresh one (`is_stuck`), one goes first, but never the last that is ready.
+    """
+    replaced = min(shelf.stale, max(0, shelf.ready - shelf.target))
+    if replaced == 0 and shelf.stale and is_stuck and shelf.may_start and shelf.ready > 1:
+        return 1
+    return replaced
 
 
 def wakes_due(*, running: int, waking: int, paused: int, waiting: int, wanted: int) -> int:
@@ -89,6 +105,21 @@ def back_off(failures: int) -> float:
     if failures < FAILURES_UNTIL_BREAK:
         return 0.0
     return min(_LAST_BACK_OFF, _FIRST_BACK_OFF * 2.0 ** min(failures - FAILURES_UNTIL_BREAK, 16))
+
+
+def renewal_back_off(interval: float, failures: int) -> float:
+    """Return seconds until the pool looks at its template again, after so many successors in a row were of no use."""
+    return max(interval, min(_LAST_RENEWAL_BACK_OFF, interval * 2.0 ** min(failures, 16)))
+
+
+def too_slow(live: Sequence[float], new: Sequence[float], slowdown: float) -> str | None:
+    """Return what is wrong with a new template's start times (seconds) beside the live one's, or None.
+
+    The shortest of each are compared: a busy host makes some longer, but none shorter.
+    """
+    if not live or min(new) <= min(live) * slowdown:
+        return None
+    return f"its clones start in {min(new):.3f} s, those of the live generation in {min(live):.3f} s"
 
 
 def spread(ttl: float, number: int) -> float:

@@ -18,12 +18,14 @@ from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, S
 from sandbox.event import EventKind, Observer
 from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
+from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, plan, spread
 from sandbox.pool.shelf import Shelf
 from sandbox.pool.slot import Slot
-from sandbox.pool.statistics import PoolStatistics, add_up
+from sandbox.pool.statistics import GenerationStatistics, PoolStatistics, add_up
+from sandbox.pool.succession import RenewableSource, Succession
 from sandbox.result import Result
 from sandbox.template.template import Template
 from sandbox.vm import VM, VMSource
@@ -57,9 +59,10 @@ class VMPool:
         self.config = config or PoolConfig()
         self.id = secrets.token_hex(4)
         """Names this pool in events."""
-        self._broadcast = Broadcast(self.id, observers)
+        self._broadcast = Broadcast(self.id, observers, end_vm=self._end_vm)
         self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
         self._shelves: dict[str, Shelf] = {}
+        self._successions: dict[str, Succession] = {}
         self._numbers = count(1)
         self._kick = anyio.Event()
         self._changed = anyio.Event()
@@ -85,10 +88,13 @@ class VMPool:
             self._shelves[name] = Shelf(
                 name, source, min_size, self.config, now=now, on_change=self._on_change, broadcast=self._broadcast
             )
+            if isinstance(source, RenewableSource):
+                self._successions[name] = Succession(self._shelves[name], self.config, self._broadcast)
         await run_sync(log.prepare)
         if self._is_closing:
             raise PoolClosed("the pool was closed while it was opened")
         self._owner = asyncio.create_task(self._own(), name="sandbox-pool")
+        self._broadcast.add(StatusFile(self.id, self.config.host.runtime_dir, self.statistics))
         self._broadcast.tell(EventKind.POOL_OPENED, min_size=self.config.min_size, max_size=self.config.max_size)
 
     def _wanted(self) -> dict[str, tuple[TemplateConfig, int]]:
@@ -233,11 +239,44 @@ class VMPool:
         shelves = self._shelves.values() if template is None else [self._shelves[template]]
         return add_up((shelf.census(), shelf.count) for shelf in shelves)
 
+    def generations(self, template: str = DEFAULT) -> list[GenerationStatistics]:
+        """Return how many VMs of each generation of a template exist now, the live one first."""
+        return self._shelves[template].generations()
+
+    async def roll_over(self, template: str = DEFAULT) -> int:
+        """Bake the next generation of a template now, try it, start new VMs from it; return its number.
+
+        The pool does so by itself when the template has drifted. Warm VMs are replaced as new ones become ready, leases
+        are not touched. Raises `TemplateError` or another `StartError` when the next generation cannot be made or is no
+        good, and `PoolClosed` when the pool closes meanwhile; the pool then stays as it is. Cancelling the wait does
+        not end the roll-over.
+        """
+        return await self._succession(template).roll_over()
+
+    async def roll_back(self, template: str = DEFAULT) -> int:
+        """Start new VMs from the former generation again, at once; return its number.
+
+        What is warm is replaced as in `roll_over`. The pool does not return to the generation that it left by itself,
+        only to another one, or when `roll_over` is called. Raises `TemplateError` when no former one can be used.
+        """
+        return await self._succession(template).roll_back()
+
+    def _succession(self, template: str) -> Succession:
+        if self._owner is None or self._is_closing:
+            raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
+        if template not in self._shelves:
+            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._shelves)}")
+        if template not in self._successions:
+            raise StateError(f"the source of {template!r} has no generations; only templates do")
+        return self._successions[template]
+
     async def _own(self) -> None:
         """Keep the pool filled until it closes. Every slot is a child of this task and ends before it does."""
         shelves = list(self._shelves.values())
         try:
             async with anyio.create_task_group() as group:
+                for succession in self._successions.values():
+                    group.start_soon(succession.serve)
                 while not self._is_closing:
                     self._kick = anyio.Event()
                     due = plan(
@@ -248,11 +287,13 @@ class VMPool:
                     for shelf, starts, evictions in zip(shelves, due.starts, due.evictions, strict=True):
                         for _ in range(starts):
                             slot = self._new_slot(shelf)
-                            group.start_soon(slot.live, shelf.source)
+                            group.start_soon(slot.live)
                         shelf.evict(evictions)
                     with anyio.move_on_after(self._pause()):
                         await self._kick.wait()
                 self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
+                for succession in self._successions.values():
+                    succession.stop()
                 for shelf in shelves:
                     shelf.is_closing = True
                     for slot in list(shelf.slots):
@@ -287,6 +328,14 @@ class VMPool:
         if shelf.last_failure is not None:
             said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
+
+    def _end_vm(self, name: str) -> bool:
+        """Destroy the VM of this name, whoever holds it; return whether there was one."""
+        slots = [slot for shelf in self._shelves.values() for slot in shelf.slots]
+        found = [slot for slot in slots if slot.vm is not None and slot.vm.name == name and not slot.is_over]
+        for slot in found:
+            slot.end("killed")
+        return bool(found)
 
     def _on_change(self) -> None:
         self._kick.set()

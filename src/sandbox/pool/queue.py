@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from contextvars import copy_context
 from itertools import count
 
 import anyio
@@ -20,6 +21,8 @@ class Request:
         self.key = (seniority, next(_numbers))
         self.since = since
         self.lease_ttl = lease_ttl
+        self.context = copy_context()
+        """The caller's context variables: what is told of its lease is told in them."""
         self.answered = anyio.Event()
         self.lease: Lease | None = None
         self.error: SandboxError | None = None

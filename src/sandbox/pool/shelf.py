@@ -13,10 +13,11 @@ from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready, wakes_due
 from sandbox.pool.queue import Queue, Request
 from sandbox.pool.slot import Slot, SlotState
-from sandbox.pool.statistics import Counters
+from sandbox.pool.statistics import Counters, GenerationStatistics
 from sandbox.vm import VMSource
 
 _SMOOTHING = 0.3
+_WARM = (SlotState.READY, SlotState.PAUSED, SlotState.WAKING)
 
 
 class Shelf:
@@ -64,7 +65,7 @@ class Shelf:
 
     def census(self) -> Census:
         states = [slot.state for slot in self.slots]
-        warm = [states.count(state) for state in (SlotState.READY, SlotState.PAUSED, SlotState.WAKING)]
+        warm = [states.count(state) for state in _WARM]
         now = self.now()
         rate = self._claims.per_second(now)
         return Census(
@@ -73,9 +74,28 @@ class Shelf:
             leased=states.count(SlotState.LEASED),
             ending=states.count(SlotState.ENDING),
             waiting=len(self.queue),
+            stale=sum(slot.is_stale for slot in self.slots if slot.state in _WARM),
             target=target_ready(self._min_size, self._config.max_ready or 0, rate, self._start_seconds),
             may_start=now >= self.resume_at,
         )
+
+    def generations(self) -> list[GenerationStatistics]:
+        """Return what exists of each generation, the live one first."""
+        sources = sorted({id(slot.source): slot.source for slot in self.slots}.values(), key=_generation, reverse=True)
+        found = []
+        for source in [self.source, *(source for source in sources if source is not self.source)]:
+            states = [slot.state for slot in self.slots if slot.source is source]
+            found.append(
+                GenerationStatistics(
+                    generation=_generation(source),
+                    is_live=source is self.source,
+                    starting=states.count(SlotState.STARTING),
+                    ready=sum(states.count(state) for state in _WARM),
+                    leased=states.count(SlotState.LEASED),
+                    ending=states.count(SlotState.ENDING),
+                )
+            )
+        return found
 
     def take(self, lease_ttl: float | None) -> Lease | None:
         """Return a lease on the oldest ready VM, if one may be handed out at once and nobody waits before."""
@@ -101,9 +121,16 @@ class Shelf:
         return request
 
     def evict(self, count: int) -> None:
-        """Destroy ready VMs, the oldest first: another template's callers need the room."""
-        for slot in [*self.paused, *self.ready][:count]:
-            slot.end("evicted")
+        """Destroy ready VMs, those of another generation first, then the oldest."""
+        idle = sorted([*self.paused, *self.ready], key=lambda slot: not slot.is_stale)
+        for slot in idle[:count]:
+            slot.end("superseded" if slot.is_stale else "evicted")
+
+    def replace_source(self, source: VMSource) -> None:
+        """Start new VMs from another source; what is warm is replaced as they become ready, what is leased stays."""
+        self.source = source
+        self.failures, self.last_failure, self.resume_at = 0, None, 0.0
+        self._on_change()
 
     # What slots tell.
 
@@ -122,7 +149,8 @@ class Shelf:
     def _offer(self, slot: Slot) -> None:
         if self.queue and slot.is_claimable:  # with a tiny TTL it may have expired by now
             request = self.queue.pop()
-            request.grant(self._lend(slot, request.lease_ttl, self.now() - request.since, hit=False))
+            waited = self.now() - request.since
+            request.grant(request.context.run(self._lend, slot, request.lease_ttl, waited, hit=False))
         elif len(self.ready) < self._config.running_ready:
             self.ready.append(slot)
         else:
@@ -179,7 +207,14 @@ class Shelf:
 
     def _lend(self, slot: Slot, lease_ttl: float | None, waited: float, *, hit: bool) -> Lease:
         lease = slot.claim(lease_ttl)
+        if hit:
+            lease.vm.origin = "hit"
         self.count.claimed += 1
         slot.tell(EventKind.LEASE_BEGAN, waited, hit=hit)
         self._on_change()
         return lease
+
+
+def _generation(source: VMSource) -> int:
+    """Return a source's number; 0 for one that has no successors."""
+    return int(getattr(source, "generation", 0))

@@ -11,7 +11,7 @@ from sandbox.errors import SandboxError, StartError
 from sandbox.event import EventKind
 from sandbox.log import log
 from sandbox.pool.lease import Lease
-from sandbox.vm import VM, VMSource
+from sandbox.vm import VM
 
 if TYPE_CHECKING:
     from sandbox.guest.execution import Execution
@@ -39,6 +39,8 @@ class Slot:
         self.gone = anyio.Event()
         self.why = "released"
         self.now = shelf.now
+        self.source = shelf.source
+        """What its VM comes from; another generation may have become the live one since."""
         self._shelf = shelf
         self._ttl = ttl
         self._started = self.now()
@@ -52,12 +54,12 @@ class Slot:
     def __repr__(self) -> str:
         return f"<Slot {self.number} {self.state}>"
 
-    async def live(self, source: VMSource) -> None:
+    async def live(self) -> None:
         """Start a VM, offer it, serve at most one lease, destroy it. Ends only when the VM is gone."""
-        was_offered = False
+        was_offered = has_failed = False
         try:
             with self._scope:
-                async with source.lease() as vm:
+                async with self.source.lease() as vm:
                     try:
                         self.vm = vm
                         now = self.now()
@@ -66,8 +68,9 @@ class Slot:
                         if self.is_lost:
                             raise StartError(f"{vm.name} died before it could be lent")
                         was_offered = True
-                        self.tell(EventKind.VM_STARTED, now - self._started, timings=vm.timings, receipt=vm.receipt)
-                        self._shelf.on_ready(self, now - self._started)
+                        seconds = now - self._started
+                        self.tell(EventKind.VM_STARTED, seconds, pid=vm.pid, timings=vm.timings, receipt=vm.receipt)
+                        self._shelf.on_ready(self, seconds)
                         await self._stay()
                     finally:
                         self._shelf.on_ending(self)
@@ -75,12 +78,15 @@ class Slot:
             if was_offered:
                 log.error("vm_end_failed", slot=self.number, error=str(error))
             else:
+                has_failed = True
                 seconds = self.now() - self._started
                 self.tell(EventKind.VM_START_FAILED, seconds, error=str(error), code=error.code)
                 self._shelf.on_start_failed(error)
         finally:
             if was_offered:
-                self.tell(EventKind.VM_DESTROYED, self.now() - self._started, why=self.why)
+                self.tell(EventKind.VM_DESTROYED, self.now() - self._started, why=self.why, cause=self._cause)
+            elif not has_failed:
+                self.tell(EventKind.VM_START_ABANDONED, self.now() - self._started)
             self.over.set()
             self.gone.set()
             self._shelf.on_gone(self)
@@ -158,6 +164,11 @@ class Slot:
             and self.now() < self._expires
         )
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether it is of another generation than new VMs are started from."""
+        return self.source is not self._shelf.source
+
     def claim(self, lease_ttl: float | None) -> Lease:
         """Hand the VM to a lease. Synchronous: there is no instant at which nobody owns it."""
         assert self.is_claimable
@@ -183,10 +194,13 @@ class Slot:
 
     def tell_lease_ended(self) -> None:
         """Tell that the lease is over, and of what the VM died if it did."""
-        assert self.vm is not None
-        certificate = self.vm.loss.certificate if self.is_lost and self.vm.loss is not None else None
-        cause = certificate.cause.value if certificate is not None else None
-        self.tell(EventKind.LEASE_ENDED, self.now() - self._lent_at, why=self.why, cause=cause)
+        self.tell(EventKind.LEASE_ENDED, self.now() - self._lent_at, why=self.why, cause=self._cause)
+
+    @property
+    def _cause(self) -> str | None:
+        """What the VM died of, where it was lost."""
+        loss = self.vm.loss if self.vm is not None and self.why == "lost" else None
+        return loss.certificate.cause.value if loss is not None and loss.certificate is not None else None
 
     def _on_execution(self, execution: Execution) -> None:
         kind = EventKind.EXECUTION_ENDED if execution.has_ended else EventKind.EXECUTION_STARTED

@@ -41,7 +41,7 @@ class PoolStatistics:
     failed_starts: int
     """Of `destroyed`, those that never became ready."""
     expired: int
-    """Of `destroyed`, those that were ready, but too old, dead, or in the way of another template's callers."""
+    """Of `destroyed`, those that were ready, but too old, dead, superseded, or in another template's callers' way."""
     claimed: int
     hits: int
     """Claims that were served at once by a ready VM."""
@@ -49,6 +49,19 @@ class PoolStatistics:
     """Leases that ended by release, time to live, or idleness."""
     lost: int
     """Leases whose VM died before they were released."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStatistics:
+    """The VMs of one template generation that exist now."""
+
+    generation: int
+    is_live: bool
+    """Whether new VMs are started from it."""
+    starting: int = 0
+    ready: int = 0
+    leased: int = 0
+    ending: int = 0
 
 
 def add_up(shelves: Iterable[tuple[Census, Counters]]) -> PoolStatistics:

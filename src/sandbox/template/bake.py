@@ -1,4 +1,7 @@
-"""Make a golden snapshot: boot once, warm the guest, bring it to rest, freeze it, publish it whole or not at all."""
+"""Make a golden snapshot: boot once, warm the guest, inspect it, bring it to rest, freeze it.
+
+Nothing that somebody has used can be frozen: whoever bakes gives a description of a machine, never a machine.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ import datetime
 import os
 import shutil
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 from anyio.to_thread import run_sync
 
 from sandbox.errors import GuestLost, HostResources, TemplateError
 from sandbox.hypervisor.host import Hypervisor
+from sandbox.hypervisor.memory_file import allocate
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.template.lint import lint
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.vm import BOOT_SECONDS, READY_SECONDS, VM, open_vm
 
@@ -30,10 +38,31 @@ _WARM_RUNS = 3
 _STATE_BYTES = 4 * 1024 * 1024
 
 
-async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, target: Path) -> None:
+async def bake(
+    host: Hypervisor,
+    spec: MachineSpec,
+    requirement: Requirement,
+    target: Path,
+    *,
+    series: str = "",
+    generation: int = 1,
+) -> None:
     """Publish a template for `requirement` at `target`, replacing what is there. The caller holds the target's lock.
 
     If this fails or is cancelled, no VM and no half-made template is left; what was at `target` stays.
+    """
+    async with unpublished(host, spec, requirement, target, series=series, generation=generation) as work:
+        await run_sync(publish, work, target)
+
+
+@asynccontextmanager
+async def unpublished(
+    host: Hypervisor, spec: MachineSpec, requirement: Requirement, target: Path, *, series: str, generation: int
+) -> AsyncIterator[Path]:
+    """Make a template beside `target` and give its directory; remove it in the end, unless it was published by then.
+
+    The machine is booted here and ends here. Raises `TemplateError` when its guest does not come to rest, or holds
+    what no clone may; see `LintReport`.
     """
     work = await run_sync(_prepare, target, spec.memory_bytes, host.owner)
     try:
@@ -43,6 +72,7 @@ async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, ta
         async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
             log.info("template_booted", template=target.name, seconds=round(time.monotonic() - booted, 3))
             await _warm(vm)
+            report = (await lint(vm)).check()
             started = time.monotonic()
             try:
                 await vm.quiesce(READY_SECONDS)
@@ -52,10 +82,33 @@ async def bake(host: Hypervisor, spec: MachineSpec, requirement: Requirement, ta
             freeze_seconds = time.monotonic() - started
             assert vm.receipt is not None
             agent = vm.receipt.agent
-        await run_sync(_publish, work, target, requirement, agent, freeze_seconds)
+        await run_sync(_seal, work)
+        manifest = TemplateManifest(
+            requirement=requirement,
+            series=series,
+            generation=generation,
+            agent=agent,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            freeze_seconds=freeze_seconds,
+            files=await run_sync(_digests, work),
+            lint=report,
+        )
+        await run_sync(manifest.save, work)
+        log.info("template_baked", template=target.name, freeze_seconds=round(freeze_seconds, 4), lint=report.verdict)
+        yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-    log.info("template_baked", template=target.name, freeze_seconds=round(freeze_seconds, 4))
+        with anyio.CancelScope(shield=True):  # asyncio's own cancellation knows no shield; the thread then ends alone
+            await run_sync(_remove, work)
+
+
+def publish(work: Path, target: Path) -> None:
+    """Move a finished template into place; clones that still map what was there keep it. Blocks."""
+    if target.exists():
+        grave = target.with_name(f".old-{target.name}")
+        shutil.rmtree(grave, ignore_errors=True)
+        target.rename(grave)
+        shutil.rmtree(grave)
+    work.rename(target)
 
 
 async def _warm(vm: VM) -> None:
@@ -83,33 +136,32 @@ def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> 
     make_directory(work, 0o711)
     for name in (MEMORY, STATE):
         descriptor = os.open(work / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        if name == MEMORY:
-            os.truncate(descriptor, memory_bytes)
-        if owner is not None:
-            os.fchown(descriptor, *owner)
-        os.close(descriptor)
+        try:
+            if name == MEMORY:
+                allocate(descriptor, memory_bytes)
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        finally:
+            os.close(descriptor)
     return work
 
 
-def _publish(work: Path, target: Path, requirement: Requirement, agent: int, freeze_seconds: float) -> None:
-    """Take the files away from QEMU's user, flush them, write the manifest last, move the directory into place."""
+def _remove(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _seal(work: Path) -> None:
+    """Take the files away from QEMU's user and flush them."""
     for name in (MEMORY, STATE):
         descriptor = os.open(work / name, os.O_RDONLY)
         os.fchown(descriptor, os.geteuid(), os.getegid())
         os.fchmod(descriptor, 0o444)
         os.fsync(descriptor)
         os.close(descriptor)
-    manifest = TemplateManifest(
-        requirement=requirement,
-        agent=agent,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        freeze_seconds=freeze_seconds,
-        files={name: FileDigest.of(work / name) for name in (MEMORY, STATE)},
-    )
-    manifest.save(work)
-    if target.exists():  # clones that still map the old memory file keep their inode
-        grave = target.with_name(f".old-{target.name}")
-        shutil.rmtree(grave, ignore_errors=True)
-        target.rename(grave)
-        shutil.rmtree(grave)
-    work.rename(target)
+
+
+def _digests(work: Path) -> dict[str, FileDigest]:
+    return {name: FileDigest.of(work / name) for name in (MEMORY, STATE)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sandbox.errors import TemplateError
 from sandbox.hypervisor.domain_xml import COMMAND_LINE, DEVICES_VERSION
 from sandbox.hypervisor.spec import Platform
+from sandbox.template.lint import LintReport
 
-FORMAT = 1
+FORMAT = 2
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 _BLOCK = 4 * 1024 * 1024
 
@@ -48,6 +51,11 @@ class Requirement(_Frozen):
             cpu=platform.cpu,
         )
 
+    def differences(self, other: Requirement) -> tuple[str, ...]:
+        """Return the names of the parts that differ."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        return tuple(name for name in ours if ours[name] != theirs[name])
+
     @property
     def key(self) -> str:
         """The template's name: equal for equal requirements, different as soon as one part differs."""
@@ -69,12 +77,24 @@ class TemplateManifest(_Frozen):
     """Written last: a template without it does not exist."""
 
     requirement: Requirement
+    series: str
+    """What successive templates have in common: the image's name and the machine's size."""
+    generation: int
+    """Counts the templates of a series, from 1."""
     agent: int
     created: str
     """UTC, ISO 8601."""
     freeze_seconds: float
     """How long the guest stood still until its device state was on disk."""
     files: dict[str, FileDigest]
+    lint: LintReport
+    """What was looked for in the guest before it was frozen, and found."""
+
+    @property
+    def baked_at(self) -> float:
+        """When it was made, by this process's monotonic clock; such a time may be negative, but not in the future."""
+        age = time.time() - datetime.datetime.fromisoformat(self.created).timestamp()
+        return time.monotonic() - max(0.0, age)
 
     @classmethod
     def load(cls, directory: Path) -> TemplateManifest | None:
@@ -84,9 +104,13 @@ class TemplateManifest(_Frozen):
         except FileNotFoundError:
             return None
         try:
-            return cls.model_validate_json(text)
+            manifest = cls.model_validate_json(text)
+            datetime.datetime.fromisoformat(manifest.created)
+            return manifest
         except ValidationError as error:
             raise TemplateError(f"{directory / MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+        except ValueError as error:
+            raise TemplateError(f"{directory / MANIFEST} is damaged: {error}") from error
 
     def save(self, directory: Path) -> None:
         path = directory / MANIFEST
@@ -98,9 +122,8 @@ class TemplateManifest(_Frozen):
     def verify(self, directory: Path, requirement: Requirement) -> None:
         """Raise `TemplateError` unless the files are what was baked, for exactly this requirement. Reads them all."""
         if self.requirement != requirement:
-            theirs, ours = self.requirement.model_dump(), requirement.model_dump()
-            names = [name for name in ours if ours[name] != theirs[name]]
-            raise TemplateError(f"the template was made for another {', '.join(names)}")
+            names = ", ".join(requirement.differences(self.requirement))
+            raise TemplateError(f"the template was made for another {names}")
         for name in (MEMORY, STATE):
             expected = self.files.get(name)
             try:

@@ -2,54 +2,38 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 
-from sandbox.errors import TemplateError
-from sandbox.template.manifest import TemplateManifest
+from sandbox.template.hold import is_being_baked
+from sandbox.template.manifest import MANIFEST
+from sandbox.template.store import TemplateStore
 
 
 def prune_templates(templates: Path, images: set[str]) -> list[str]:
-    """Remove every template whose image is not among `images` (digests), and what killed bakes left behind.
+    """Remove templates whose image is not among `images` (digests), old generations, and what killed bakes have left.
 
-    A template that is being baked right now is left alone; running clones keep what they have mapped. Return the
-    names that were removed.
+    A template that a process uses, or that is being baked, is left alone; running clones keep what they have mapped.
+    Return the names that were removed.
     """
-    removed = []
-    for directory in sorted(path for path in templates.glob("*") if path.is_dir()):
-        if _is_being_baked(templates, directory.name.rpartition("-")[2]):
-            continue
-        if directory.name.startswith(".") or not _is_wanted(directory, images):
-            shutil.rmtree(directory, ignore_errors=True)
-            removed.append(directory.name)
+    removed = TemplateStore(templates).prune(lambda stored: stored.manifest.requirement.image in images)
+    for path in [*left_over(templates), *_of_another_version(templates)]:
+        shutil.rmtree(path, ignore_errors=True)
+        removed.append(path.name)
     return removed
 
 
 def left_over(templates: Path) -> list[Path]:
     """Return the work directories of bakes that do not run any more."""
     work = sorted(path for path in templates.glob(".bake-*") if path.is_dir())
-    return [path for path in work if not _is_being_baked(templates, path.name.rpartition("-")[2])]
+    return [path for path in work if not is_being_baked(templates / f"{_key(path)}.lock")]
 
 
-def _is_wanted(directory: Path, images: set[str]) -> bool:
-    try:
-        manifest = TemplateManifest.load(directory)
-    except TemplateError:
-        return False
-    return manifest is not None and manifest.requirement.image in images
+def _of_another_version(templates: Path) -> list[Path]:
+    """Templates as an earlier version of this library kept them, and what it was removing when it was killed."""
+    plain = [path.parent for path in templates.glob(f"*/{MANIFEST}") if "." not in path.parent.name]
+    return sorted([*plain, *templates.glob(".old-*")])
 
 
-def _is_being_baked(templates: Path, key: str) -> bool:
-    try:
-        lock = os.open(templates / f"{key}.lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+def _key(work: Path) -> str:
+    return work.name.removeprefix(".bake-").partition(".")[0]

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
-import anyio
 import tenacity
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig, TemplateConfig
-from sandbox.errors import ImageError, StartError, TemplateError
+from sandbox.errors import StartError, StateError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
-from sandbox.image.build import ensure_image
-from sandbox.image.recipe import known_recipes
-from sandbox.image.store import Image, ImageStore
 from sandbox.log import log
-from sandbox.paths import make_directory
-from sandbox.template.bake import bake
-from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
-from sandbox.vm import READY_SECONDS, VM, VMSource, open_vm, warm_up
+from sandbox.template.drift import Drift
+from sandbox.template.hold import Hold
+from sandbox.template.manifest import MEMORY, STATE, TemplateManifest
+from sandbox.template.series import Candidate, Series
+from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
 
 _START_ATTEMPTS = 2
-_LOCK_POLL_SECONDS = 0.05
 
 
 class Template:
-    """A verified golden snapshot on this host."""
+    """A verified golden snapshot on this host: one generation of a series."""
 
     def __init__(
         self,
@@ -40,6 +37,10 @@ class Template:
         spec: MachineSpec,
         manifest: TemplateManifest,
         languages: Sequence[str] = ("python", "bash"),
+        *,
+        series: Series | None = None,
+        hold: Hold | None = None,
+        image_parts: tuple[str, str] = ("", ""),
     ) -> None:
         self.host = host
         self.languages = languages
@@ -48,9 +49,20 @@ class Template:
         self.manifest = manifest
         self.memory_reserve_mib = 0
         """What must stay available on the host for another clone to be started; see `HostConfig`."""
+        self.baked_at = manifest.baked_at
+        """When it was baked, by the monotonic clock."""
+        self.image_parts = image_parts
+        """The version of its kernel and the digest of its agent."""
+        self._series = series
+        self._hold = hold
+        self._is_warm = False
+        self._files = [] if series is None else self._look()
 
     def __repr__(self) -> str:
-        return f"<Template {self.directory.name} {self.spec.memory_mib} MiB {self.host.platform.accelerator}>"
+        return (
+            f"<Template {self.manifest.series} generation {self.generation} "
+            f"{self.spec.memory_mib} MiB {self.host.platform.accelerator}>"
+        )
 
     @classmethod
     async def ensure(cls, config: TemplateConfig | None = None, host_config: HostConfig | None = None) -> Template:
@@ -59,46 +71,31 @@ class Template:
         However many processes ask at once, one of them builds. A template whose files or whose environment differ
         from its manifest is never used: it is baked anew.
         """
-        config = config or TemplateConfig()
-        host_config = host_config or HostConfig()
-        image = await run_sync(_image, config.image, ImageStore(host_config.paths.images))
-        host = await Hypervisor.connect(host_config)
-        template = await cls._ensure(host, image, config, host_config.paths.templates)
-        template.memory_reserve_mib = host_config.memory_reserve_mib
-        return template
+        series = await Series.of(config or TemplateConfig(), host_config or HostConfig(), cls)
+        return await series.ensure()
 
-    @classmethod
-    async def _ensure(cls, host: Hypervisor, image: Image, config: TemplateConfig, templates: Path) -> Template:
-        requirement = Requirement.of(image.digest, config.memory_mib, config.vcpus, host.platform)
-        directory = templates / requirement.key
-        spec = MachineSpec(
-            kernel=image.kernel,
-            initrd=image.initrd,
-            root=image.root,
-            memory_mib=config.memory_mib,
-            vcpus=config.vcpus,
-            memory_file=directory / MEMORY,
-            state=directory / STATE,
-        )
-        manifest = await run_sync(_load_verified, directory, requirement)
-        if manifest is None:
-            async with _locked(templates / f"{requirement.key}.lock"):
-                manifest = await run_sync(_load_verified, directory, requirement)  # somebody may have been faster
-                if manifest is None:
-                    what = f"{config.image}, {config.memory_mib} MiB, {host.platform.accelerator}"
-                    log.progress(f"baking the template ({what})")
-                    await bake(host, spec, requirement, directory)
-                    manifest = await run_sync(_load_verified, directory, requirement)
-        if manifest is None:
-            raise TemplateError(f"the template {directory} vanished while it was made; is another process pruning?")
-        return cls(host, directory, spec, manifest, image.manifest.recipe.languages)
+    @property
+    def generation(self) -> int:
+        """Its number in its series."""
+        return self.manifest.generation
 
-    def warmed(self) -> VMSource:
+    def warmed(self) -> Template:
         """Return the same source, but of clones that have already run one throw-away command."""
-        return _Warmed(self)
+        warm = copy(self)
+        warm._is_warm = True
+        return warm
+
+    def at(self, directory: Path) -> Template:
+        """Return the same template, held and used in another directory. Blocks."""
+        moved = copy(self)
+        moved.directory = directory
+        moved.spec = replace(self.spec, memory_file=directory / MEMORY, state=directory / STATE)
+        moved._hold = Hold.take(directory)
+        moved._files = moved._look()
+        return moved
 
     @asynccontextmanager
-    async def lease(self, *, warm: bool = False) -> AsyncIterator[VM]:
+    async def lease(self) -> AsyncIterator[VM]:
         """Give one fresh clone; it has confirmed its own identity, clock and randomness. Destroy it afterwards.
 
         No user code has run when this fails, so a failed restore is tried once more before `StartError` is raised.
@@ -111,68 +108,73 @@ class Template:
                 reraise=True,
             ):
                 with attempt:
-                    vm = await stack.enter_async_context(self._restore(warm=warm))
+                    vm = await stack.enter_async_context(self._restore())
             yield vm
 
+    async def drift(self, max_age: float | None = None) -> Drift | None:
+        """Return why another template should be used by now, or None: host, image, age in seconds, changed files.
+
+        Costs a few calls of `stat` in a worker thread as long as nothing has changed.
+        """
+        return None if self._series is None else await run_sync(self._series.drift, self, max_age)
+
     @asynccontextmanager
-    async def _restore(self, *, warm: bool) -> AsyncIterator[VM]:
+    async def successor(self, beyond: int = 0) -> AsyncIterator[Candidate]:
+        """Give the template that should follow, to be tried and then adopted; bake it if none above `beyond` is there.
+
+        Raises `StartError` when there is none to be had. Without adoption nothing of it is left.
+        """
+        if self._series is None:
+            raise StateError(f"{self!r} has no series, so nothing follows it")
+        async with self._series.successor(self, max(beyond, self.generation)) as candidate:
+            candidate.source._is_warm = self._is_warm
+            yield candidate
+
+    def is_wanted(self, wanted: str) -> bool:
+        """Return whether it is what a `Drift` says should be used."""
+        return wanted in (self.directory.name, self.manifest.requirement.key)
+
+    async def former(self) -> Template:
+        """Return the generation before this one. Raises `TemplateError` when none is left that this host can use."""
+        if self._series is None:
+            raise StateError(f"{self!r} has no series, so nothing came before it")
+        template = await run_sync(self._series.former, self)
+        return template.warmed() if self._is_warm else template
+
+    async def tidy(self) -> None:
+        """Remove generations that are neither the newest two of their series nor in use."""
+        if self._series is not None:
+            for name in await run_sync(self._series.tidy):
+                log.info("template_removed", template=name)
+
+    def is_intact(self) -> bool:
+        """Return whether its files are those that were verified, as far as `stat` tells. Blocks."""
+        return self._files == self._look()
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        found = []
+        with suppress(FileNotFoundError):
+            for name in (MEMORY, STATE):
+                status = os.stat(self.directory / name)  # noqa: PTH116
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return found
+
+    @asynccontextmanager
+    async def _restore(self) -> AsyncIterator[VM]:
+        baked_by, running = self.manifest.requirement.qemu_version, self.host.platform.qemu_version
+        if baked_by != running:
+            raise TemplateError(f"{self!r} was baked by QEMU {baked_by}, this host now has {running}")
         started = time.monotonic()
         machine = await self.host.start(self.spec, reserve_mib=self.memory_reserve_mib)
         async with open_vm(machine, ready_seconds=READY_SECONDS, languages=self.languages) as vm:
             restored = time.monotonic()
-            if warm:
+            vm.is_lent = True
+            vm.tell_template(self.manifest.series, self.generation, self.baked_at)
+            if self._is_warm:
                 await warm_up(vm)
             vm.timings = {"start": restored - started, "warm_up": time.monotonic() - restored}
             yield vm
 
 
-def _image(name: str, store: ImageStore) -> Image:
-    """Return the image of a recipe, built if need be, or the built image whose name or digest is given."""
-    if name.endswith(".toml") or name in known_recipes():
-        return ensure_image(name, store, log.progress)
-    try:
-        return store.find(name)
-    except ImageError as error:
-        known = ", ".join(known_recipes())
-        raise ImageError(f"there is no recipe and no built image {name!r}; recipes are {known}") from error
-
-
-class _Warmed:
-    def __init__(self, template: Template) -> None:
-        self._template = template
-
-    def lease(self) -> AbstractAsyncContextManager[VM]:
-        return self._template.lease(warm=True)
-
-
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome else None
-
-
-def _load_verified(directory: Path, requirement: Requirement) -> TemplateManifest | None:
-    """Return the manifest if the template is there and whole; None, with a warning, when it must be baked anew."""
-    try:
-        manifest = TemplateManifest.load(directory)
-        if manifest is not None:
-            manifest.verify(directory, requirement)
-    except TemplateError as error:
-        log.warning("template_refused", reason=str(error), remedy="it is baked anew")
-        return None
-    return manifest
-
-
-@asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
-    """Hold an exclusive lock among processes. Polls, because a thread that blocks in flock cannot be cancelled."""
-    make_directory(path.parent)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await anyio.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""`sandbox template …`: look after golden snapshots, and choose which generation is used."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from sandbox.cli.run import report
+from sandbox.config import HostConfig
+from sandbox.errors import SandboxError, TemplateError
+from sandbox.image.store import ImageStore
+from sandbox.template.prune import prune_templates
+from sandbox.template.store import Stored, TemplateStore
+
+
+def _store() -> TemplateStore:
+    return TemplateStore(HostConfig().paths.templates)
+
+
+def ls(*, as_json: bool) -> int:
+    store = _store()
+    rows = [_row(store, stored) for stored in store.ls()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("series", "generation", "name", "age", "memory", "lint", "")
+    for row in rows:
+        age, size = f"{row['age_seconds']:.0f} s", f"{float(str(row['data_bytes'])) / 1e6:.0f} MB"
+        pinned = "pinned" if row["pinned"] else ""
+        table.add_row(
+            str(row["series"]), str(row["generation"]), str(row["name"])[:12], age, size, str(row["lint"]), pinned
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)
+    return 0
+
+
+def inspect(name: str) -> int:
+    """Print a template's manifest: what it was made for, its digests, and what the inspection of its guest found."""
+    store = _store()
+    try:
+        stored = store.find(name)
+    except SandboxError as error:
+        return report(error)
+    print(json.dumps(_row(store, stored) | {"manifest": stored.manifest.model_dump(mode="json")}, indent=1))
+    return 0
+
+
+def verify(name: str) -> int:
+    try:
+        stored = _store().find(name)
+        stored.manifest.verify(stored.directory, stored.manifest.requirement)
+    except SandboxError as error:
+        return report(error, status=1)
+    manifest = stored.manifest
+    print(f"{manifest.series} generation {manifest.generation}: every byte is as it was baked; {manifest.lint.verdict}")
+    return 0
+
+
+def prune() -> int:
+    config = HostConfig()
+    try:
+        images = {image.digest for image in ImageStore(config.paths.images).ls()}
+        removed = prune_templates(config.paths.templates, images)
+    except SandboxError as error:
+        return report(error)
+    for name in removed:
+        print(f"removed {name}")
+    print(f"{len(removed)} removed; the newest two generations of each series stay, and those in use")
+    return 0
+
+
+def rollback(name: str, *, undo: bool) -> int:
+    """Pin the generation before the newest of a series, or the named one; or let the newest be used again."""
+    store = _store()
+    try:
+        stored = store.find(name)
+        series = stored.manifest.series
+        if undo:
+            store.pin(series, None)
+            print(f"{series}: the newest generation is used")
+            return 0
+        if name == series:
+            live = store.pinned(series) or stored
+            former = store.former(series, live.manifest.generation)
+            if former is None:
+                raise TemplateError(f"{series} has no generation before {live.manifest.generation}")
+            stored = former
+        store.pin(series, stored)
+    except SandboxError as error:
+        return report(error)
+    print(
+        f"{series}: generation {stored.manifest.generation} is used from now on, by running pools too; --undo ends that"
+    )
+    return 0
+
+
+def _row(store: TemplateStore, stored: Stored) -> dict[str, object]:
+    manifest = stored.manifest
+    pinned = store.pinned(manifest.series)
+    return {
+        "name": stored.name,
+        "series": manifest.series,
+        "generation": manifest.generation,
+        "age_seconds": round(time.monotonic() - manifest.baked_at, 1),
+        "image": manifest.requirement.image,
+        "data_bytes": sum((stored.directory / name).stat().st_blocks * 512 for name in manifest.files),
+        "lint": manifest.lint.verdict,
+        "pinned": pinned is not None and pinned.name == stored.name,
+        "directory": str(stored.directory),
+    }

@@ -1,0 +1,120 @@
+"""The control groups of this process's VMs, and what dead processes have left of theirs. Everything blocks.
+
+A run directory lists, in a file and before they are made, the groups that its process divides among its VMs. Whoever
+clears the directory removes them too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sandbox.hypervisor.cgroup import Caps, Group, remove_group
+from sandbox.hypervisor.cgroup_place import CONTROLLERS, Places, enable, find_places, hierarchies
+from sandbox.hypervisor.rundir import GROUPS_FILE, group_name
+from sandbox.hypervisor.spec import TRANSLATION_MIB, MachineSpec, Platform
+from sandbox.log import log
+
+BASE = "sandbox"
+OVERHEAD_MIB = 96
+"""What QEMU may take beside its guest's memory, and under TCG its translated code: heap, stacks, page tables, files."""
+PIDS = 96
+"""QEMU's threads beside its virtual processors; it keeps up to 64 for its disk."""
+_EMPTY_SECONDS = 0.5
+
+
+def caps(spec: MachineSpec, platform: Platform, cpus: float | None) -> Caps:
+    """Return the most that a VM gets: memory and overhead, threads, and processor time where that is limited."""
+    overhead = OVERHEAD_MIB + (TRANSLATION_MIB if platform.accelerator == "tcg" else 0)
+    return Caps(spec.memory_bytes + (overhead << 20), PIDS + spec.vcpus, cpus)
+
+
+class Groups:
+    """Makes a group for each VM wherever the host allows; where it does not, `places.refused` says why."""
+
+    def __init__(self, run_directory: Path, places: Places) -> None:
+        self.places = places
+        self._groups: dict[str, Group] = {}
+        name = group_name(run_directory)
+        self._parents = {controller: base / BASE / name for controller, base in places.parents.items()}
+        if self._parents:
+            (run_directory / GROUPS_FILE).write_text(
+                "".join(f"{path}\n" for path in sorted(set(self._parents.values())))
+            )
+        for controller, path in list(self._parents.items()):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                if places.versions[controller] == 2:
+                    enable(path.parent, controller)
+                    enable(path, controller)
+            except OSError as error:
+                self._refuse(controller, f"{path}: {error.strerror}")
+
+    @classmethod
+    def open(cls, run_directory: Path, wanted: str, cpus: float | None) -> Groups:
+        """Find out what the host allows and make what all VMs of this process have in common.
+
+        Processor time is divided by groups only if it is limited: in groups, all VMs together weigh as much as one
+        process outside of them.
+        """
+        return cls(run_directory, find_places(wanted, CONTROLLERS if cpus is not None else ("memory", "pids")))
+
+    def make(self, name: str, caps: Caps) -> Group | None:
+        """Make the group of one VM; None where there can be none. Never fails: a VM without a group is a VM."""
+        if not self._parents:
+            return None
+        try:
+            group = Group.make(name, self._parents, self.places.versions, caps)
+        except OSError as error:
+            log.warning("no_control_group", vm=name, error=str(error))
+            return None
+        self._groups[name] = group
+        return group
+
+    def oom_kills(self, name: str) -> int | None:
+        """Return how often the kernel has killed this VM's QEMU for want of memory; None if it cannot tell."""
+        group = self._groups.get(name)
+        return group.oom_kills() if group is not None else None
+
+    def remove(self, name: str) -> None:
+        """Remove the group of a VM whose QEMU is dead."""
+        group = self._groups.pop(name, None)
+        if group is not None and not group.remove(_EMPTY_SECONDS):
+            log.warning("control_group_not_removed", vm=name, remedy="`sandbox reap`, when this process has ended")
+
+    def close(self) -> None:
+        """Remove every group that is left."""
+        for name in list(self._groups):
+            self.remove(name)
+        for path in set(self._parents.values()):
+            remove_group(path)
+
+    def _refuse(self, controller: str, why: str) -> None:
+        del self._parents[controller], self.places.parents[controller]
+        self.places.refused[controller] = why
+
+
+def left_over(runtime: Path, bases: Iterable[Path] | None = None) -> list[Path]:
+    """Return the groups of this runtime directory whose run directory does not exist any more; change nothing.
+
+    They are looked for below `bases`, by default everywhere.
+    """
+    suffix = group_name(runtime / "0").removeprefix("0")
+    found = {path for base in (_bases() if bases is None else bases) for path in (base / BASE).glob(f"*{suffix}")}
+    return sorted(path for path in found if not (runtime / path.name.removesuffix(suffix)).exists())
+
+
+def reap_left_over(runtime: Path, bases: Iterable[Path] | None = None) -> int:
+    """Remove such groups if nothing lives in them; return how many went."""
+    gone = 0
+    for path in left_over(runtime, bases):
+        children = [child for child in path.iterdir() if child.is_dir()]
+        gone += min(remove_group(group) for group in (*children, path))
+    return gone
+
+
+def _bases() -> set[Path]:
+    """Return every group that somebody has divided among VMs."""
+    mounts = {tree.mount for tree in hierarchies().values()}
+    return {Path(where) for mount in mounts for where, names, _ in os.walk(mount) if BASE in names}

@@ -1,0 +1,106 @@
+"""Locks of templates: one for whoever bakes, one for everybody who uses a template, so that nobody removes it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.to_thread import run_sync
+
+from sandbox.errors import TemplateError
+from sandbox.paths import make_directory
+from sandbox.template.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_POLL_SECONDS = 0.05
+
+
+class Hold:
+    """Keeps one template from being removed by anybody, for as long as this object lives or until `release`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def take(cls, directory: Path) -> Hold | None:
+        """Hold the template in this directory; None if there is none, or if it is being removed. Blocks briefly."""
+        try:
+            descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(directory / MANIFEST))  # noqa: PTH116
+        except OSError:
+            is_there = False
+        if not is_there:
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Let it go. May be called twice."""
+        self._close()
+
+
+@contextmanager
+def removing(directory: Path) -> Iterator[bool]:
+    """Tell whether nobody holds the template in this directory; while the context lasts, nobody can."""
+    try:
+        descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nothing that could be used, so nothing that could be held
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except BlockingIOError:
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def baking(lock: Path) -> AsyncIterator[None]:
+    """Hold the exclusive lock of those who bake. Polls, because a thread that blocks in flock cannot be cancelled."""
+    try:
+        await run_sync(make_directory, lock.parent)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise TemplateError(f"{lock} cannot be made: {error.strerror}; set another SANDBOX_DATA_DIR") from error
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await anyio.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_being_baked(lock: Path) -> bool:
+    """Return whether a process holds the lock of those who bake."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,164 @@
+"""Where templates are kept: a directory for each generation, named by what it was made for and its number.
+
+<key>.<generation>/       memory, state, manifest.json; whole or not there
+.bake-<key>.<generation>/ being made, or tried before it is published, by the holder of <key>.lock
+pins/<series>             the name of the generation that was chosen by hand
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.errors import TemplateError
+from sandbox.log import log
+from sandbox.paths import make_directory
+from sandbox.template.hold import Hold, removing
+from sandbox.template.manifest import Requirement, TemplateManifest
+
+KEPT = 2
+"""So many generations of a series are kept for which nobody has asked: the newest, and the one to return to."""
+_NAME = re.compile(r"[0-9a-f]{32}\.[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One generation on this host's disk."""
+
+    directory: Path
+    manifest: TemplateManifest
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+class TemplateStore:
+    """The templates below one directory. Every method blocks, and may be called by many processes at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._pins = directory / "pins"
+
+    def __repr__(self) -> str:
+        return f"TemplateStore({str(self.directory)!r})"
+
+    def lock(self, requirement: Requirement) -> Path:
+        """Return the file that those lock who bake for this requirement."""
+        return self.directory / f"{requirement.key}.lock"
+
+    def place(self, requirement: Requirement, generation: int) -> Path:
+        """Return where the template with this number belongs."""
+        return self.directory / f"{requirement.key}.{generation}"
+
+    def ls(self, series: str | None = None) -> list[Stored]:
+        """Return all templates, or those of a series, the oldest generation first. Damaged manifests are left out."""
+        found = []
+        for directory in self._directories():
+            with suppress(TemplateError):
+                if (manifest := TemplateManifest.load(directory)) is not None:
+                    found.append(Stored(directory, manifest))
+        wanted = [stored for stored in found if series in (None, stored.manifest.series)]
+        return sorted(wanted, key=lambda stored: (stored.manifest.series, stored.manifest.generation, stored.name))
+
+    def find(self, name: str) -> Stored:
+        """Return the template whose name starts so, or the newest one of a series. Raises `TemplateError`."""
+        stored = self.ls()
+        found = [one for one in stored if one.name.startswith(name)]
+        if of_series := [one for one in stored if one.manifest.series == name]:
+            found = of_series[-1:]
+        if len(found) != 1:
+            many = f"{len(found)} templates start with" if found else "there is no template"
+            known = ", ".join(sorted({one.manifest.series for one in stored})) or "none"
+            raise TemplateError(f"{many} {name!r}; the series here are {known}")
+        return found[0]
+
+    def candidates(self, requirement: Requirement) -> list[Stored]:
+        """Return what was baked for exactly this requirement, the newest generation first."""
+        matching = [stored for stored in self.ls() if stored.manifest.requirement == requirement]
+        return sorted(matching, key=lambda stored: -stored.manifest.generation)
+
+    def next_generation(self, series: str) -> int:
+        """Return the number for the next template of the series. Numbers of removed templates may come again."""
+        return max((stored.manifest.generation for stored in self.ls(series)), default=0) + 1
+
+    def former(self, series: str, generation: int) -> Stored | None:
+        """Return the last generation before this one that is still there."""
+        return max(
+            (stored for stored in self.ls(series) if stored.manifest.generation < generation),
+            key=lambda stored: stored.manifest.generation,
+            default=None,
+        )
+
+    def pin(self, series: str, stored: Stored | None) -> None:
+        """Choose a generation by hand: every process uses it while it can. None lets the newest be used again."""
+        path = self._pins / series
+        if stored is None:
+            path.unlink(missing_ok=True)
+            return
+        make_directory(self._pins)
+        new = path.with_name(f".{series}.{os.getpid()}")
+        new.write_text(f"{stored.name}\n")
+        new.rename(path)
+
+    def pinned(self, series: str) -> Stored | None:
+        """Return the generation that was chosen by hand, if there is one and it is there."""
+        try:
+            name = (self._pins / series).read_text().strip()
+        except FileNotFoundError:
+            return None
+        for stored in self.ls(series):
+            if stored.name == name:
+                return stored
+        log.warning("template_pin_ignored", series=series, template=name, reason="it is not there any more")
+        return None
+
+    def discard(self, directory: Path) -> bool:
+        """Remove one template unless a process holds it; return whether it is gone. Clones keep what they map."""
+        with removing(directory) as is_free:
+            if not is_free:
+                return False
+            grave = directory.with_name(f".old-{directory.name}-{os.getpid()}")
+            try:
+                directory.rename(grave)
+            except FileNotFoundError:
+                return True
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
+
+    def prune(self, keep: Callable[[Stored], bool] = lambda _: True) -> list[str]:
+        """Remove all but the newest generations of each series, `pin` aside, and what is not kept; return the names.
+
+        What a process holds stays.
+        """
+        stored = [one for one in self.ls() if keep(one)]
+        wanted = set()
+        for series in {one.manifest.series for one in stored}:
+            of_series = [one for one in stored if one.manifest.series == series]
+            wanted |= {one.name for one in of_series[-KEPT:]}
+            if (pinned := self.pinned(series)) is not None:
+                wanted.add(pinned.name)
+        unwanted = [path for path in self._directories() if path.name not in wanted]
+        return [path.name for path in unwanted if self.discard(path)]
+
+    def _directories(self) -> list[Path]:
+        return sorted(path for path in self.directory.glob("*.*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def hold_verified(stored: Stored, requirement: Requirement) -> Hold | None:
+    """Verify every byte of a template and hold it; None, with a warning, if it may not be used. Blocks."""
+    hold = Hold.take(stored.directory)
+    if hold is None:
+        return None
+    try:
+        stored.manifest.verify(stored.directory, requirement)
+    except TemplateError as error:
+        hold.release()
+        log.warning("template_refused", reason=str(error), remedy="it is baked anew")
+        return None
+    return hold

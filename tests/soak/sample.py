@@ -1,0 +1,90 @@
+"""What this process holds at rest, and whether it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sandbox.hypervisor.inventory import find_machines
+from sandbox.template.template import Template
+
+ALLOWED = {"processes": 0, "descriptors": 0, "threads": 0, "workers": 4, "tasks": 0, "files": 0, "domains": 0}
+"""Growth that counts as none. Worker threads come and go with the load; all else is the same whenever we rest."""
+ALLOWED_KIB, KIB_CYCLES = 5 * 1024, 200
+"""So much may the resident memory grow; over fewer cycles than this it tells nothing, caches are still filling."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Counted when the pool is at its target and nobody holds a lease."""
+
+    cycle: int
+    processes: int
+    descriptors: int
+    threads: int
+    workers: int
+    """Threads that wait for blocking calls to make; they end when they have been idle for some seconds."""
+    tasks: int
+    files: int
+    domains: int
+    rss_kib: int
+
+    def as_row(self) -> dict[str, int]:
+        return asdict(self)
+
+
+async def take(cycle: int, template: Template) -> Sample:
+    """Count everything of this process."""
+    gc.collect()
+    domains = await template.host.call(template.host.connection.domains)
+    counted = await asyncio.to_thread(_count, template)
+    workers = sum(thread.name.startswith(("AnyIO", "asyncio_")) for thread in threading.enumerate())
+    return Sample(
+        cycle=cycle,
+        domains=len(domains),
+        tasks=len(asyncio.all_tasks()),
+        workers=workers,
+        threads=threading.active_count() - workers,
+        **counted,
+    )
+
+
+def _count(template: Template) -> dict[str, int]:
+    rundir = template.host.rundir.path
+    mine = [machine for machine in find_machines(rundir.parent) if machine.run_directory == rundir.name]
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+    return {
+        "processes": len(mine),
+        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        "files": sum(1 for _ in rundir.rglob("*")),
+        "rss_kib": resident,
+    }
+
+
+def growth(samples: Sequence[Sample]) -> dict[str, int]:
+    """Return by how much the least of the last third exceeds the least of the first; noise does not lift it."""
+    early, late = _thirds(samples)
+    names = [field.name for field in fields(Sample) if field.name != "cycle"]
+    return {name: min(getattr(s, name) for s in late) - min(getattr(s, name) for s in early) for name in names}
+
+
+def leaks(samples: Sequence[Sample]) -> list[str]:
+    """Return one line for everything that has grown."""
+    early, late = _thirds(samples)
+    allowed = dict(ALLOWED)
+    if late[-1].cycle - early[0].cycle >= KIB_CYCLES:
+        allowed["rss_kib"] = ALLOWED_KIB
+    grown = growth(samples)
+    return [f"{name} grew by {grown[name]}" for name in allowed if grown[name] > allowed[name]]
+
+
+def _thirds(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Return the first and the last third, without what comes first of all: it warms up."""
+    settled = samples[min(len(samples) - 1, len(samples) // 10 + 1) :]
+    third = max(1, len(settled) // 3)
+    return settled[:third], settled[-third:]
