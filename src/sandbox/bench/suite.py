@@ -44,9 +44,9 @@ class Suite:
             self._measured[ident] = await FIGURES[ident](self)
         return self._measured[ident]
 
-    def pool(self, size: int, spare: int = 2) -> VMPool:
-        """Return a pool of warmed clones of the template, not yet open."""
-        config = PoolConfig(min_size=size, max_size=size + spare)
+    def pool(self, size: int, spare: int = 2, running: int = 4) -> VMPool:
+        """Return a pool of warmed clones of the template, not yet open; so many of them are not paused."""
+        config = PoolConfig(min_size=size, max_size=size + spare, running_ready=running)
         return VMPool(config, source=self.template.warmed())
 
 
