@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
 from sandbox.hypervisor.inventory import find_machines, leaks, owners
+from sandbox.hypervisor.rundir import reap
 from sandbox.template.template import Template
 
 SANDBOX = [sys.executable, "-m", "sandbox"]
@@ -72,3 +74,14 @@ def test_doctor_proves_that_clones_differ() -> None:
     assert checks["clones"]["status"] == "ok"
     assert "machine id" in checks["clones"]["found"]
     assert (checks["clock"]["status"], checks["receipts"]["status"]) == ("ok", "ok")
+
+
+def test_husks_of_run_directories_go_and_nothing_else_does(tmp_path: Path) -> None:
+    """What libvirt wrote after the end is removed; a stranger's directory of such a name is not touched."""
+    husk, other = tmp_path / "0123abcd", tmp_path / "89abcdef"
+    for path, name in ((husk, "sbx-0123abcd-7.xml.new"), (other, "mine.txt")):
+        (path / "l/run/qemu").mkdir(parents=True)
+        (path / "l/run/qemu" / name).write_text("")
+    assert reap(tmp_path) == 0
+    assert not husk.exists()
+    assert (other / "l/run/qemu/mine.txt").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -33,9 +34,10 @@ cgroup_controllers = []
 seccomp_sandbox = 1
 max_core = 0
 dump_guest_core = 0
-max_files = 256
 """
-"""Control groups are ours, see `groups.py`. QEMU for a small guest has some 25 files open."""
+"""Control groups are ours, see `groups.py`."""
+_MAX_FILES = 256
+"""A QEMU for a small guest has some 25 files open."""
 _DEVICE = re.compile(r"^\s+/.* \(([\w.-]+)\)\r?$", re.MULTILINE)
 _BUSES = ("System", "PCIE", "ISA", "virtio-pci-bus", "virtio-serial-bus")
 _NO_DEVICES = frozenset({"container", "irq", "memory-region", *_BUSES})
@@ -80,6 +82,8 @@ class Connection:
             for name in ("etc", "lib/qemu", "run/qemu", "log/qemu"):
                 make_directory(root / name)
             config = _EMBED_CONFIG + (f'user = "{user}"\ngroup = "{user}"\n' if user else "")
+            if resource.getrlimit(resource.RLIMIT_NOFILE)[1] > _MAX_FILES:  # else libvirt fails to set what holds
+                config += f"max_files = {_MAX_FILES}\n"
             (root / "etc" / "qemu.conf").write_text(config)
             make_directory(cache)
             (root / "cache").symlink_to(cache)  # the capability probe takes seconds: share its result

@@ -80,9 +80,14 @@ def reap(runtime: Path) -> int:
 
 
 def _remove_husks(runtime: Path) -> None:
-    """Remove the empty directories that a thread of libvirt makes again when ours are gone. Only empty ones go."""
+    """Remove what a thread of libvirt makes again when ours is gone: its record of a domain, and directories.
+
+    Nothing but that goes: a directory of such a name that holds anything else was never ours.
+    """
     for path in runtime.glob(_NAMES):
         if not (path / _LOCK).exists():
+            for record in path.glob(f"l/run/qemu/sbx-{path.name}-*.xml*"):
+                record.unlink(missing_ok=True)
             for below in ("l/run/qemu", "l/run", "l", "."):
                 with suppress(OSError):
                     (path / below).rmdir() if below != "." else path.rmdir()
