@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+# pydantic would look through every installed package for plugins of its own, with each command.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 TOOL_FAILED, CANNOT_INVOKE, NOT_FOUND, INTERRUPTED = 125, 126, 127, 130
 
 app = typer.Typer(
