@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from sandbox.template.template import Template
-from tests.adversity.frozen import FrozenDrawer, UndefendedClones
 from tests.conftest import PROGRAMS
+from tests.proofs.frozen import FrozenDrawer, UndefendedClones
 
 CLONES = int(os.environ.get("SANDBOX_CLONES", "8"))
 NUMPY_EVERY = 1 if "SANDBOX_CLONES" in os.environ else 4
