@@ -69,6 +69,7 @@ class Become(Unwind):
         os.write(2, f"sandbox: {message}\n".encode(errors="surrogateescape"))
 
     def _leave_agent(self):
+        gc.freeze()  # what the agent had is never collected here: it would close descriptors that are ours by then
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(-1)
         stdio = self._ends.stdio
@@ -91,7 +92,6 @@ class Become(Unwind):
     def _wait_for_request(self):
         """Do all that needs no request, then block until one comes; end when there will be none."""
         script.forget_agent()
-        gc.freeze()
         try:
             os.write(self._ends.ready, SPENT.pack(time.process_time()))
         except BrokenPipeError:  # the request was faster

@@ -82,3 +82,13 @@ async def test_missing_kernel_is_refused_with_its_path(template: Template) -> No
     spec = dataclasses.replace(template.spec, kernel=Path("/no/such/kernel"))
     with pytest.raises(HypervisorError, match="/no/such/kernel"):
         await template.host.start(spec)
+
+
+async def test_a_booted_machine_runs_whatever_comes_first(template: Template) -> None:
+    """Without a snapshot nothing is warm, and no process was made ahead: files, commands and code work all the same."""
+    image = await run_sync(lambda: ImageStore(HostConfig().paths.images).find("default"))
+    async with ColdBoot(template.host, image).lease() as vm:
+        await vm.write_file("/tmp/first", b"1", user="root")
+        assert (await vm.exec(["cat", "/tmp/first"])).text == "1"
+        assert (await vm.run("import gc; gc.collect(); print(open('/tmp/first').read())")).text == "1\n"
+        assert await vm.read_file("/tmp/first") == b"1"

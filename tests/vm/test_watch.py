@@ -26,7 +26,7 @@ async def refused(call: Awaitable[object]) -> int | None:
 async def test_a_file_server_that_is_killed_is_told_and_replaced(vm: VM) -> None:
     """The user may kill the servers that are his: the call under way raises, the next one works."""
     await vm.files.write("file", bytes(4 * MIB))
-    for kill in ("pkill -9 -u user -f sandbox-agent", "pkill -INT -u user -f agent.py"):
+    for kill in ("pkill -9 -u user -f sandbox-agent", "pkill -INT -u user -f sandbox-agent"):
         stream = vm.files.stream("file")
         await anext(stream)
         async with vm.files.watch() as changes:

@@ -18,7 +18,7 @@ from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import ConfigError, HostResources, HypervisorError
+from sandbox.errors import ConfigError, HostResources, HypervisorError, SandboxError
 from sandbox.hypervisor.admission import Admission
 from sandbox.hypervisor.connection import Connection
 from sandbox.hypervisor.console import Console
@@ -32,6 +32,7 @@ from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
 from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
+from sandbox.log import log
 from sandbox.paths import make_directory
 
 T = TypeVar("T")
@@ -155,11 +156,13 @@ class Hypervisor:
             raise HypervisorError(
                 "QEMU was replaced since this process looked at it; the saved state is not of this one"
             )
-        self.admission.admit(name, spec.memory_mib, reserve_mib)
         try:
+            self.admission.admit(name, spec.memory_mib, reserve_mib)
             return self._bring_up(name, spec, handover)
-        except BaseException:
+        except BaseException as error:
             self.forget_blocking(name)
+            if isinstance(error, OSError) and not isinstance(error, SandboxError):
+                raise _host_lacks(error) from error
             raise
 
     def _bring_up(self, name: str, spec: MachineSpec, handover: Handover[Started]) -> Started:
@@ -168,9 +171,7 @@ class Hypervisor:
                 listener = stack.enter_context(Listener(self.rundir.path / f"{name}.sock", self.owner))
                 console_listener = stack.enter_context(Listener(self.rundir.path / f"{name}.con", self.owner))
             except OSError as error:
-                raise HostResources(
-                    f"no socket for another VM: {error.strerror}; `ulimit -n` tells the limit"
-                ) from error
+                raise _host_lacks(error) from error
             xml = domain_xml(
                 spec,
                 self.platform,
@@ -243,9 +244,19 @@ def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -
     )
 
 
+def _host_lacks(error: OSError) -> HostResources:
+    """Return what to raise when the host's own calls fail, for want of descriptors above all."""
+    return HostResources(f"no room for another VM: {error.strerror}; `ulimit -n` tells the limit of descriptors")
+
+
 def _kill_blocking(name: str) -> None:
     """Kill what runs under this name, if anything; whoever waits for it in libvirt then clears it away."""
-    for process in Process.find(f"guest={name},"):
+    try:
+        found = Process.find(f"guest={name},")
+    except OSError as error:  # no descriptor left: then none was left for a QEMU either
+        log.warning("given_up_start_not_looked_for", vm=name, error=str(error))
+        return
+    for process in found:
         process.kill()
         process.wait_dead_blocking(1.0)
         process.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.hypervisor.cgroup import Group
-from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.process import Process, reap_zombie
 from sandbox.log import log
 
 _LOOK_SECONDS = 0.01
@@ -63,9 +63,13 @@ class Midwife:
 
     def _find(self) -> Process | None:
         try:
-            return Process.open(int(self._pid_file.read_text()), self._name)
+            pid = int(self._pid_file.read_text())
         except (OSError, ValueError):  # not written yet
             return None
+        process = Process.open(pid, self._name)
+        if process is None:  # it died before we looked, and a zombie has no command line
+            reap_zombie(pid)
+        return process
 
     def _confine(self, process: Process) -> None:
         if self._group is None:

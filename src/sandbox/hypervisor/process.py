@@ -36,6 +36,24 @@ def command_line_arguments(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
 
 
+def reap_zombie(pid: int) -> None:
+    """Reap a dead QEMU of ours by its pid; do nothing to anything else that has this pid."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        name = (
+            Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        )  # read after the pidfd was opened
+        if name[0].startswith("qemu-system") and name[2].split()[0] == "Z":
+            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+    except OSError:  # reaped by now, or no child of ours
+        pass
+    finally:
+        os.close(fd)
+
+
 class Process:
     """One process, held by pidfd from while it was known to be the right one until it is closed."""
 
