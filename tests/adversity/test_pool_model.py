@@ -7,6 +7,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,7 +24,8 @@ from tests.fakes.virtual_time import VirtualTimeLoop
 from tests.fakes.world import FakeVM, FakeWorld
 
 T = TypeVar("T")
-STEPS = int(os.environ.get("SANDBOX_MODEL_STEPS", "100000"))
+pytestmark = pytest.mark.timeout(900)
+STEPS = int(os.environ.get("SANDBOX_MODEL_STEPS", "20000"))
 STEPS_EACH = 100
 START_SECONDS = 0.2
 

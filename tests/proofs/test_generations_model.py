@@ -7,6 +7,7 @@ import os
 from itertools import count
 from typing import cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
@@ -16,6 +17,7 @@ from sandbox.vm import VMSource
 from tests.adversity import test_pool_model
 from tests.fakes.generations import FakeSeries
 
+pytestmark = pytest.mark.timeout(900)
 STEPS = int(os.environ.get("SANDBOX_MODEL_STEPS", "20000"))
 
 
