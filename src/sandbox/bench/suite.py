@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 
 from sandbox.bench import claims, crowd, programs, starts
 from sandbox.bench.figure import Figure
-from sandbox.config import HostConfig, PoolConfig, TemplateConfig
+from sandbox.config import HostConfig, PoolConfig
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
 
@@ -96,10 +96,3 @@ FIGURES: dict[str, Callable[[Suite], Awaitable[Figure]]] = {
 }
 LONG = frozenset({"M2"})
 """Measured only when asked for by name: it takes minutes and most of the host's memory."""
-
-
-async def run_suite(ids: list[str], samples: int | None, progress: Progress) -> tuple[Template, list[Figure]]:
-    """Measure the figures with these ids, one after another, on the default template."""
-    template = await Template.ensure(TemplateConfig(), HostConfig())
-    suite = Suite(template, samples, progress)
-    return template, [await suite.measured(ident) for ident in ids]

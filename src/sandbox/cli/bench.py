@@ -15,11 +15,13 @@ from sandbox.bench.compare import compare, load_samples
 from sandbox.bench.environment import environment
 from sandbox.bench.figure import Figure, percentile
 from sandbox.bench.report import html, show
-from sandbox.bench.suite import FIGURES, LONG, run_suite
+from sandbox.bench.suite import FIGURES, LONG, Suite
 from sandbox.bench.targets import PENDING, judge
 from sandbox.cli.run import complain, report, run
+from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.log import log
+from sandbox.template.template import Template
 
 Form = Literal["table", "json", "markdown"]
 MISSED = 1
@@ -72,13 +74,14 @@ def _is_meant(name: str, ident: str) -> bool:
 
 async def _bench(wanted: list[str], before: dict[str, list[float]], request: BenchRequest) -> int:
     load = os.getloadavg()[0]
-    template, figures = await run_suite(wanted, request.samples, log.progress)
-    surroundings = environment(template) | {"load_before": load, "is_busy": load > _BUSY * (os.cpu_count() or 1)}
-    if surroundings["is_busy"]:
-        complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
-    _print(figures, surroundings, request.form)
-    if request.html is not None:
-        request.html.write_text(html(figures, surroundings))
+    template = await Template.ensure(TemplateConfig(), HostConfig())
+    suite, figures = Suite(template, request.samples, log.progress), list[Figure]()
+    try:
+        for ident in wanted:
+            figures.append(await suite.measured(ident))
+    finally:
+        if figures:
+            _tell(figures, wanted, environment(template) | {"load_before": load}, request)
     changes = compare(figures, before)
     for change in changes:
         complain(str(change))
@@ -89,6 +92,19 @@ async def _bench(wanted: list[str], before: dict[str, list[float]], request: Ben
     for said in failed:
         complain(f"gate: {said}")
     return MISSED if failed else 0
+
+
+def _tell(figures: list[Figure], wanted: list[str], facts: dict[str, object], request: BenchRequest) -> None:
+    """Print what was measured, be it all or what an interrupt has left."""
+    load = float(str(facts["load_before"]))
+    surroundings = facts | {"is_busy": load > _BUSY * (os.cpu_count() or 1)}
+    if surroundings["is_busy"]:
+        complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
+    if len(figures) < len(wanted):
+        complain(f"stopped early: {len(figures)} of {len(wanted)} figures were measured")
+    _print(figures, surroundings, request.form)
+    if request.html is not None:
+        request.html.write_text(html(figures, surroundings))
 
 
 def _print(figures: list[Figure], surroundings: dict[str, object], form: Form) -> None:
