@@ -61,6 +61,7 @@ class Registry:
         self._last_number += 1
         execution = make(self._last_number)
         execution.id = ident or self._own_name()
+        self._never.discard(execution.id)
         self._running[execution.number] = self._by_id[execution.id] = execution
         return execution
 
@@ -90,7 +91,9 @@ class Registry:
     def remove(self, execution: Execution) -> None:
         """Forget an execution that was never sent."""
         self._running.pop(execution.number, None)
-        if self._by_id.pop(execution.id, None) is not None and _OWN.fullmatch(execution.id):
+        self._by_id.pop(execution.id, None)
+        match = _OWN.fullmatch(execution.id)
+        if match is not None and int(match[1]) <= self._last_own:
             self._never.add(execution.id)
             while (last := f"x{self._last_own}") in self._never:
                 self._never.discard(last)
