@@ -95,6 +95,8 @@ class Execution:
         """The server has answered: what it printed before goes out before its answer."""
         self._answer_waits = True
         self._forward([self._outlets[kind] for kind in (Kind.OUT, Kind.ERR) if kind in self._outlets])
+        if self._answer_waits:
+            self._outlets[Kind.ANSWER].watch(False)
 
     def _forward(self, outlets):
         for outlet in outlets:
@@ -160,7 +162,6 @@ class AnswerOutlet(Outlet):
     """A server's answers: what the server printed before an answer is forwarded before it."""
 
     def move(self):
-        self.watch(False)
         self._execution.hold_answer()
 
     def move_now(self):

@@ -49,7 +49,7 @@ def encode_header(tag: Tag, length: int) -> bytes:
 
 def encode_json(fields: Mapping[str, Any]) -> bytes:
     """Return the bytes of one JSON message. Names that are no text travel as lone surrogates."""
-    return encode(Tag.JSON, json.dumps(fields, separators=(",", ":")).encode())
+    return encode(Tag.JSON, _ENCODER.encode(fields).encode())
 
 
 def decode_header(header: bytes) -> tuple[int, Tag]:
@@ -99,6 +99,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _JSON = json.JSONDecoder(
     parse_constant=lambda _: None, parse_float=_finite, object_pairs_hook=_object_without_duplicates
 )

@@ -63,6 +63,25 @@ async def test_state_lasts_and_the_last_expression_is_the_value(vm: VM) -> None:
         await context.run("1")
 
 
+async def test_a_cell_is_python_as_in_a_file(vm: VM) -> None:
+    """An expression is taken by a shorter way; what is no valid line of a file is none of a cell either."""
+    async with vm.context() as context:
+        for code in (" 1", "\t1", "\f 1"):
+            result = await context.run(code)
+            assert result.error is not None, code
+            assert result.error.name == "IndentationError"
+        warned = await ok(context, "'' is ''")
+        assert warned.stderr.count(b"SyntaxWarning") == 1
+        for code in ("1 # one", "(\n1)", "# one\n1", "1;", "x = 1; x", "await_ = 1; await_", "(x := 1)"):
+            result = await ok(context, code)
+            assert result.value == {"text/plain": "1"}, code
+        for code in ("raise ValueError", "1 +", "x ="):
+            result = await context.run(code)
+            assert result.error is not None
+            assert "<cell" in result.error.traceback
+            assert "interpreter.py" not in result.error.traceback
+
+
 async def test_values_offer_all_their_representations(vm: VM) -> None:
     """HTML, images, JSON, whole bundles, `display` and open figures arrive; what a value cannot do is left out."""
     async with vm.context() as context:

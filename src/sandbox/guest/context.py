@@ -44,7 +44,7 @@ class Context:
         self.language = language
         self._capture_bytes = _not_negative(capture_bytes)
         self._server = Server(client, request)
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._number = 0
         self._busy_with = 0
         self._is_up = is_up_at_once(language)
