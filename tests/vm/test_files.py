@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import pytest
 
 from sandbox.errors import ConfigError, GuestFileError
+from sandbox.guest import fileserver
 from sandbox.vm import VM
 
 MIB = 1024 * 1024
@@ -192,3 +193,22 @@ async def test_much_at_once(vm: VM) -> None:
             await vm.exec(": > large")
         total += len(data)
     assert 20_000_000 < total < 40_000_000, "a file that is truncated meanwhile ends early"
+
+
+async def test_a_file_server_that_was_stopped_keeps_nobody_waiting(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root in the guest stops the server: reading, writing and asking end with `ETIMEDOUT`, and the next call works."""
+    monkeypatch.setattr(fileserver, "SILENCE_SECONDS", 3.0)
+    await vm.files.write("data", bytes(MIB))
+    stop = "pkill -STOP -u user"
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: vm.files.stat("data"),
+        lambda: vm.files.read("data"),
+        lambda: vm.files.write("data", bytes(MIB)),
+    ]
+    for call in calls:
+        await call()
+        (await vm.exec(stop, user="root")).check()
+        with pytest.raises(GuestFileError, match="silent") as late:
+            await call()
+        assert late.value.errno == errno.ETIMEDOUT
+    assert (await vm.files.stat("data")).size == MIB

@@ -26,6 +26,7 @@ class Files:
     A refusal raises `GuestFileError` with the guest's `errno`. Only regular files are read and written: a FIFO or a
     device, which could block or never end, is refused with `EINVAL`. Symbolic links are followed, except by `remove`,
     `move`, `list` and `stat(follow=False)`; a loop is refused with `ELOOP`. Calls run side by side.
+    One for which the guest does nothing for two minutes ends with `ETIMEDOUT`.
     """
 
     def __init__(self, client: GuestClient, user: str | None) -> None:

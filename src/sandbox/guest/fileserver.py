@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
 
+from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestFileError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
 from sandbox.guest.server import Server, ServerGone
 from sandbox.message import DATA_BYTES, Tag
+from sandbox.result import Outcome
 
+SILENCE_SECONDS = 120.0
+"""A file server that neither answers nor takes anything for so long is ended: whoever is root inside may stop it."""
 _IDLE_SERVERS = 4
 _MOST_AT_ONCE = 16
 
@@ -72,7 +76,8 @@ class FileServers:
 
 async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str, Any]:
     """Return an answer's fields; raise the refusal if it is one."""
-    fields = await server.receive_json()
+    with _patience(server):
+        fields = await server.receive_json()
     server.is_idle = is_last or "errno" in fields
     if "errno" in fields:
         raise _refusal(server, fields, path)
@@ -81,12 +86,23 @@ async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str
 
 async def piece(server: Server, path: str) -> bytes | None:
     """Return the next piece of content, or None at its end; raise the refusal if the file cannot be read further."""
-    tag, body = await server.receive()
+    with _patience(server):
+        tag, body = await server.receive()
     if tag is Tag.JSON:
         fields = server.decode(body)
         server.is_idle = True
         raise _refusal(server, fields, path)
     return body if tag is Tag.DATA else None
+
+
+@contextmanager
+def _patience(server: Server) -> Iterator[None]:
+    """End a server that keeps its caller waiting for too long, and raise `ServerGone`."""
+    with anyio.move_on_after(SILENCE_SECONDS) as scope:
+        yield
+    if scope.cancelled_caught:
+        server.execution.stop(Cause.IDLE, f"it was silent for {SILENCE_SECONDS:g} s")
+        raise ServerGone
 
 
 def checked(server: Server, model: type[Said], found: object) -> list[Said]:
@@ -114,7 +130,8 @@ async def _send_pieces(server: Server, data: bytes) -> None:
             raise ServerGone
         if server.has_answered:
             return
-        await server.send(Tag.DATA, data[start : start + DATA_BYTES])
+        with _patience(server):
+            await server.send(Tag.DATA, data[start : start + DATA_BYTES])
 
 
 async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
@@ -145,7 +162,8 @@ async def why_gone(server: Server, path: str) -> GuestFileError:
     """Return what to raise when a file server has ended; raise `GuestLost` if it is because the VM has."""
     result = await server.execution.wait()
     said = result.stderr.decode("utf-8", "replace").strip()[-500:]
-    return GuestFileError(errno.EIO, f"the guest's file server ended ({said or result.describe()})", path)
+    number = errno.ETIMEDOUT if result.outcome is Outcome.TIMED_OUT else errno.EIO
+    return GuestFileError(number, f"the guest's file server ended ({said or result.describe()})", path)
 
 
 def check_path(path: str) -> None:
