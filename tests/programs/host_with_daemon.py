@@ -98,7 +98,7 @@ async def main():
                         daemon.send_signal(signal.SIGCONT)
                     else:
                         daemon = await asyncio.to_thread(begin)
-                    said[fault] = [during, await answer(vm)]
+                    said.setdefault(fault, []).extend([during, await answer(vm)])
             said["restored after"] = await restored(pool)
     finally:
         with suppress(ProcessLookupError):

@@ -15,36 +15,49 @@ import pytest
 
 from tests.conftest import PROGRAMS
 
-DAEMON = os.environ.get("SANDBOX_LIBVIRTD") or shutil.which("libvirtd", path=f"{os.environ['PATH']}:/usr/sbin")
+ROUNDS = int(os.environ.get("SANDBOX_DAEMON_ROUNDS", "2"))
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="to give a daemon directories of its own needs root"),
-    pytest.mark.skipif(DAEMON is None, reason="no libvirtd here: it is in the package libvirt-daemon"),
     pytest.mark.usefixtures("template"),
 ]
 
 
-def _with_daemon(*faults: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a libvirtd: the host's, or one of the library's version, unpacked from its package and not installed."""
+    path = os.environ.get("SANDBOX_LIBVIRTD") or shutil.which("libvirtd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is not None:
+        return path
+    directory = tmp_path_factory.mktemp("libvirtd")
+    query = ["dpkg-query", "--show", "--showformat=${Version}", "libvirt0"]
+    version = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    fetch = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", f"libvirt-daemon={version}"]
+    fetched = subprocess.run(fetch, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
+    if fetched.returncode != 0:
+        pytest.skip(f"no libvirtd here, and apt-get has none to fetch: {fetched.stderr.strip()[-200:]}")
+    (package,) = directory.glob("*.deb")
+    subprocess.run(["dpkg", "--extract", package, directory / "root"], check=True)
+    return str(directory / "root" / "usr" / "sbin" / "libvirtd")
+
+
+def _with_daemon(daemon: str, *faults: str) -> dict[str, Any]:
     program = str(PROGRAMS / "host_with_daemon.py")
     with tempfile.TemporaryDirectory(prefix="sbx-", dir="/tmp") as runtime:
         Path(runtime).chmod(0o755)
         environment = {**os.environ, "SANDBOX_RUNTIME_DIR": runtime}
-        command = ["unshare", "--mount", sys.executable, program, str(DAEMON), *faults]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170, check=False)
+        command = ["unshare", "--mount", sys.executable, program, daemon, *faults]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120 + 20 * ROUNDS, check=False
+        )
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     assert said["before"] == "42"
     return said
 
 
-def test_lease_outlives_a_daemon_that_hangs_or_is_killed() -> None:
-    """The program's answer comes while the daemon is stopped or dead; the pool connects to the next one."""
-    said = _with_daemon("hang", "kill")
-    assert said["hang"] == said["kill"] == ["42", "42"]
-    assert said["restored after"] == "42"
-
-
-def test_orderly_restart_of_the_daemon_ends_its_vms() -> None:
-    """A daemon that ends in order destroys the VMs of our connection, as it was asked: the lease says so at once."""
-    said = _with_daemon("restart")
-    assert all(answer.startswith("GUEST_LOST") for answer in said["restart"])
+@pytest.mark.parametrize("fault", ["hang", "kill", "restart"])
+def test_lease_outlives_the_daemon(daemon: str, fault: str) -> None:
+    """The program's answer comes while the daemon is stopped, dead or replaced; the pool connects to the next one."""
+    said = _with_daemon(daemon, *[fault] * ROUNDS)
+    assert said[fault] == ["42", "42"] * ROUNDS
     assert said["restored after"] == "42"

@@ -113,9 +113,8 @@ class Connection:
         `log_file` is what libvirt writes about the domain; it is removed when the domain is gone. `before_running` is
         called when its process exists and before its guest executes anything.
         """
+        # Not bound to the connection: a daemon that is upgraded would end every VM that is at work.
         flags = libvirt.VIR_DOMAIN_START_PAUSED
-        if not self.is_embedded:  # a daemon ends our VMs when our connection breaks; the embedded driver cannot
-            flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
         self._log_files[name] = log_file
         domain = None
         try:
