@@ -57,16 +57,19 @@ class Body:
         """It was killed before it had anything to do."""
         self.pid = None
         self.close()
+        self.group.remove()
 
     def take(self, payload, request):
-        """Hand the request over; return False, and change nothing, where this child cannot serve it."""
+        """Hand the request over; return False where this child cannot serve it. One that failed serves none."""
         if self.pid is None or len(payload) > _ORDER_BYTES or request.get("pty"):
             return False
-        self.group.limit(request.get("limits") or {})
         try:
+            self.group.limit(request.get("limits") or {})
             os.kill(self.pid, signal.SIGCONT)  # root in the guest may have stopped it
             os.write(self._orders, payload)
         except OSError:
+            os.close(self._orders)  # by which it ends
+            self._orders = self.pid = None
             return False
         if select.select([self._ready], [], [], 0)[0] and (told := os.read(self._ready, SPENT.size)):
             self.spent = SPENT.unpack(told)[0]

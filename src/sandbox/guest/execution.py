@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 KILL_SECONDS = 2.0
 """After a kill the guest has so long to report that the process tree is gone; then the VM goes instead."""
 
+RETIRE_SECONDS = 30.0
+"""The same for a kill that is only to clear up."""
+
 
 class Status(StrEnum):
     """Whether a program runs. One of these is always the truth; there is no "unknown"."""
@@ -203,7 +206,11 @@ class Execution:
             started = self._started
             self._deadlines.limit_silence(self._request.idle_timeout, lambda: self._intake.last_output or started)
 
-    def stop(self, cause: Cause, why: str) -> None:
+    def retire(self) -> None:
+        """Have it killed although it did nothing wrong: a guest with much to do may take its time."""
+        self.stop(Cause.KILLED_BY_CALLER, "it was not needed any more", patience=RETIRE_SECONDS)
+
+    def stop(self, cause: Cause, why: str, *, patience: float = KILL_SECONDS) -> None:
         """Have the whole process tree killed, for this reason; if the guest does not obey, the VM goes."""
         if self.has_ended or self._ordered is not None:
             return
@@ -211,7 +218,7 @@ class Execution:
         self._send_json(Kind.KILL, {"tree": True})
         self._intake.is_free = True
         self._intake.settle_all()  # nobody slows a dying program down
-        self._deadlines.limit_dying(KILL_SECONDS, self._give_up)
+        self._deadlines.limit_dying(patience, lambda: self._give_up(patience))
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
         self._is_asked = kind is Kind.ASK
@@ -273,8 +280,8 @@ class Execution:
             self.stop(Cause.OUTPUT_LIMIT, f"wrote more than {limit} bytes; the whole process tree was killed")
         self._intake.settle(kind)
 
-    def _give_up(self) -> None:
-        said = f"the guest did not obey a kill within {KILL_SECONDS:g} s; its VM is destroyed"
+    def _give_up(self, patience: float) -> None:
+        said = f"the guest did not obey a kill within {patience:g} s; its VM is destroyed"
         self._client.close(lost(Cause.UNRESPONSIVE, said))
 
     def _finish(self, end: End | GuestLost) -> None:

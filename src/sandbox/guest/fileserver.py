@@ -20,8 +20,8 @@ from sandbox.result import Outcome
 
 SILENCE_SECONDS = 120.0
 """A file server that neither answers nor takes anything for so long is ended: whoever is root inside may stop it."""
-_IDLE_SERVERS = 4
-_MOST_AT_ONCE = 16
+_SERVERS = 4
+"""More do not make a guest of one processor any faster: each of them costs it a start and an end."""
 
 Content = bytes | AsyncIterable[bytes]
 Said = TypeVar("Said", bound=BaseModel)
@@ -34,9 +34,9 @@ class FileServers:
         self._client = client
         self._user = user
         # An account that was made for a while can be removed only when no process of it is left.
-        self._most_idle = _IDLE_SERVERS if user in (None, "user", "root") else 0
+        self._most_idle = _SERVERS if user in (None, "user", "root") else 0
         self._idle: list[Server] = []
-        self._turns = anyio.Semaphore(_MOST_AT_ONCE)
+        self._turns = anyio.Semaphore(_SERVERS)
 
     def start(self, op: str) -> Server:
         return Server(self._client, Request(op, {}, user=self._user, is_server=True, keep_bytes=4096))

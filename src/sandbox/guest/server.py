@@ -103,4 +103,4 @@ class Server:
 
     def close(self) -> None:
         """End the server and all that it started."""
-        self.execution.kill()
+        self.execution.retire()
