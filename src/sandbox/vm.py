@@ -140,6 +140,11 @@ class VM(Sandbox):
             raise StateError(f"{self.name} was lent: only a machine that nobody has used can become a template")
         await self._client.quiesce(timeout)
 
+    def declare_stopped(self) -> None:
+        """Give it up because its QEMU was found stopped: nothing in it goes on, and nothing would say so."""
+        said = f"the QEMU of {self.name} was stopped by a signal, on the host; the VM is destroyed"
+        self._client.close(lost(Cause.UNRESPONSIVE, said))
+
     def on_lost(self) -> None:
         """Whatever broke first, machine or conversation: end the other, tell everybody once."""
         self._machine.process.kill()

@@ -12,11 +12,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sandbox.certificate import Cause
 from sandbox.config import PoolConfig
 from sandbox.errors import GuestLost
 from sandbox.guest import client as client_module
 from sandbox.hypervisor import host as host_module
 from sandbox.hypervisor.process import Process
+from sandbox.pool import health
 from sandbox.pool.lease import Lease
 from sandbox.pool.pool import VMPool
 from sandbox.pool.slot import Slot, SlotState
@@ -42,16 +44,16 @@ def _slots(pool: VMPool) -> set[Slot]:
     return pool._shelves["default"].slots
 
 
-async def _at_target(pool: VMPool) -> None:
-    """Return when one VM runs, one is paused, and nothing else is under way."""
+async def _at_target(pool: VMPool, *leased: SlotState) -> None:
+    """Return when one VM runs, one is paused, and nothing else is under way, besides leases."""
     with anyio.fail_after(BACK_SECONDS):
-        while not _is_at_target(pool):  # noqa: ASYNC110 - libvirt pauses in a thread
+        while not _is_at_target(pool, *leased):  # noqa: ASYNC110 - libvirt pauses in a thread
             await anyio.sleep(0.01)
 
 
-def _is_at_target(pool: VMPool) -> bool:
+def _is_at_target(pool: VMPool, *leased: SlotState) -> bool:
     states = sorted(slot.state for slot in _slots(pool))
-    return states == [SlotState.PAUSED, SlotState.READY] and any(slot._is_stopped for slot in _slots(pool))
+    return states == [*leased, SlotState.PAUSED, SlotState.READY] and any(slot._is_stopped for slot in _slots(pool))
 
 
 def _pid_in(pool: VMPool, state: SlotState) -> int:
@@ -172,3 +174,28 @@ async def test_struck_in_every_phase(template: Template, pool: VMPool, phase: st
     assert record.created == record.destroyed + record.ready
     async with pool.acquire(timeout=BACK_SECONDS) as vm:
         assert (await vm.run("print(6 * 7)", timeout=30)).text == "42\n"
+
+
+async def test_stopped_vms_are_found_although_nobody_uses_them(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running one, a paused one and an idle lease: all are lost, the lease says so, and the pool has others ready."""
+    monkeypatch.setattr(health, "LOOK_SECONDS", 0.3)
+    async with VMPool(PoolConfig(min_size=2, max_size=4, running_ready=1, warm_up=False), source=template) as pool:
+        await _at_target(pool)
+        async with pool.acquire(timeout=BACK_SECONDS) as vm:
+            await _at_target(pool, SlotState.LEASED)
+            struck = [vm.pid, _pid_in(pool, SlotState.READY), _pid_in(pool, SlotState.PAUSED)]
+            for pid in struck:
+                os.kill(pid, signal.SIGSTOP)
+            with anyio.fail_after(2):
+                while vm.is_alive:  # noqa: ASYNC110 - it is told by a callback, to the pool
+                    await anyio.sleep(0.01)
+            assert vm.loss is not None
+            assert vm.loss.certificate is not None
+            assert (vm.loss.certificate.cause, "stopped" in str(vm.loss)) == (Cause.UNRESPONSIVE, True)
+        with anyio.fail_after(BACK_SECONDS):
+            while not (await anyio.to_thread.run_sync(_pids, template)).isdisjoint(struck):  # noqa: ASYNC110 - as above
+                await anyio.sleep(0.05)
+        await _at_target(pool)
+        assert pool.statistics().lost == 1

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def command_line(pid: int) -> str:
 def command_line_arguments(pid: int) -> list[str]:
     """Return a living process's argument vector."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+
+
+def stopped(pids: Iterable[int]) -> set[int]:
+    """Return those of the processes that a signal has stopped."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):  # it is gone: its pidfd tells
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T":
+                found.add(pid)
+    return found
 
 
 def reap_zombie(pid: int) -> None:

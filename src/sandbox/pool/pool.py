@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from types import TracebackType
@@ -20,6 +20,7 @@ from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
 from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
+from sandbox.pool.health import Health
 from sandbox.pool.lease import Lease
 from sandbox.pool.policy import FAILURES_UNTIL_BREAK, plan, spread
 from sandbox.pool.shelf import Shelf
@@ -273,10 +274,12 @@ class VMPool:
     async def _own(self) -> None:
         """Keep the pool filled until it closes. Every slot is a child of this task and ends before it does."""
         shelves = list(self._shelves.values())
+        health = Health(self._vms)
         try:
             async with anyio.create_task_group() as group:
                 for succession in self._successions.values():
                     group.start_soon(succession.serve)
+                group.start_soon(health.serve)
                 while not self._is_closing:
                     self._kick = anyio.Event()
                     due = plan(
@@ -294,6 +297,7 @@ class VMPool:
                 self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
                 for succession in self._successions.values():
                     succession.stop()
+                health.stop()
                 for shelf in shelves:
                     shelf.is_closing = True
                     for slot in list(shelf.slots):
@@ -328,6 +332,13 @@ class VMPool:
         if shelf.last_failure is not None:
             said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
+
+    def _vms(self) -> Iterator[VM]:
+        """Yield every VM that is ready, paused or leased."""
+        for shelf in self._shelves.values():
+            for slot in shelf.slots:
+                if slot.vm is not None and not slot.is_over:
+                    yield slot.vm
 
     def _end_vm(self, name: str) -> bool:
         """Destroy the VM of this name, whoever holds it; return whether there was one."""
