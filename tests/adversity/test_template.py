@@ -13,9 +13,11 @@ import pytest
 
 from sandbox.config import HostConfig
 from sandbox.errors import TemplateError
+from sandbox.template.bake import check_clock
 from sandbox.template.lint import RULES, LintReport
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.template.template import Template
+from sandbox.vm import VM
 
 REQUIREMENT = Requirement(
     image="i", memory_mib=256, vcpus=1, qemu_version="10", machine_type="q35", accelerator="tcg", cpu="max"
@@ -147,3 +149,12 @@ def test_one_of_many_bakes_and_a_damaged_template_is_baked_anew(private_data: Pa
     output, errors = _start(private_data).communicate(timeout=120)
     assert (output, errors) == (b"ran\n", b"")
     assert [path.name for path in private_data.glob("templates/.*")] == []
+
+
+async def test_a_clock_that_went_wrong_is_no_base_for_clones(vm: VM) -> None:
+    """The right time passes; three seconds of it in either direction do not."""
+    await check_clock(vm)
+    for seconds in (3, -6):
+        (await vm.exec(f"date -s '{seconds} seconds'", user="root")).check()
+        with pytest.raises(TemplateError, match="clock went wrong"):
+            await check_clock(vm)

@@ -35,6 +35,7 @@ with tempfile.NamedTemporaryFile() as file:
 print(re.sub("a+", "b", "caat"))
 """
 _WARM_RUNS = 3
+_CLOCK_SECONDS = 0.5
 _STATE_BYTES = 4 * 1024 * 1024
 
 
@@ -72,6 +73,7 @@ async def unpublished(
         async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
             log.info("template_booted", template=target.name, seconds=round(time.monotonic() - booted, 3))
             await _warm(vm)
+            await check_clock(vm)
             report = (await lint(vm)).check()
             started = time.monotonic()
             try:
@@ -117,6 +119,21 @@ async def _warm(vm: VM) -> None:
         result = await vm.run(_WARM_SCRIPT, timeout=READY_SECONDS)
         if not result.ok:
             raise TemplateError(f"the guest cannot run a simple script: {result.describe()}: {result.stderr[-500:]!r}")
+
+
+async def check_clock(vm: VM) -> None:
+    """Raise `TemplateError` if the guest's clock, which was right some seconds ago, is wrong now.
+
+    Then its kernel has mistaken the rate of its processor's clock, as happens on busy hosts; every clone would inherit it.
+    """
+    began = time.time()
+    said = (await vm.run("import time\nprint(time.time())", timeout=READY_SECONDS)).check().text
+    ended = time.time()
+    if not began - _CLOCK_SECONDS <= float(said) <= ended + _CLOCK_SECONDS:
+        raise TemplateError(
+            f"the guest's clock went wrong by {float(said) - (began + ended) / 2:+.1f} s while the template was made; "
+            "make it again when the host is less busy"
+        )
 
 
 def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> Path:
