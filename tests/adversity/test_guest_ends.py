@@ -14,11 +14,11 @@ from sandbox.certificate import Cause
 from sandbox.config import Limits
 from sandbox.errors import GuestLost
 from sandbox.guest.client import SILENCE_SECONDS
-from sandbox.guest.events import Output
-from sandbox.guest.execution import KILL_SECONDS, Execution
+from sandbox.guest.execution import KILL_SECONDS
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
 from sandbox.vm import VM
+from tests.waiting import until_written
 
 MIB = 1024 * 1024
 LIBC = "import ctypes, time; libc = ctypes.CDLL(None)\n"
@@ -52,7 +52,7 @@ async def test_a_guest_that_ends_itself_is_lost_at_once_with_the_right_cause(vm:
     act, outcome, cause = ENDS[name]
     code = f"import sys, time\nprint('last words', flush=True)\nsys.stdin.readline()\n{act}\ntime.sleep(99)"
     execution = await vm.spawn(["python3", "-c", code], stdin=None, user="root", timeout=60)
-    await _first_word(execution)
+    await until_written(execution, 1)
     assert vm.is_alive, "not before"
     told = time.monotonic()
     await execution.write(b"now\n")
@@ -87,7 +87,7 @@ async def test_a_killed_qemu_is_noticed_within_a_second(vm: VM) -> None:
 async def test_a_deadline_is_kept_although_qemu_is_stopped(vm: VM) -> None:
     """A VM that cannot obey is destroyed two seconds after the deadline, and the outcome is the deadline's."""
     execution = await vm.spawn("echo there; sleep 99", timeout=1)
-    await _first_word(execution)
+    await until_written(execution, 1)
     os.kill(vm.pid, signal.SIGSTOP)
     result = await execution.wait()
     assert (result.outcome, result.stdout) == (Outcome.TIMED_OUT, b"there\n")
@@ -103,7 +103,7 @@ async def test_silent_guests_are_found_without_any_deadline(template: Template) 
     async def lose(act: Callable[[VM], object] | None, code: str) -> None:
         async with template.lease() as vm:
             execution = await vm.spawn(["python3", "-c", f"print('there', flush=True)\n{code}"], user="root")
-            await _first_word(execution)
+            await until_written(execution, 1)
             if act is not None:
                 act(vm)
             with pytest.raises(GuestLost) as lost:
@@ -174,13 +174,6 @@ async def test_the_whole_tree_is_gone_when_a_time_out_is_reported(vm: VM) -> Non
     assert result.timed_out
     assert result.duration < 2
     assert not (await vm.exec("pgrep -f 'sleep 7[7]'")).ok
-
-
-async def _first_word(execution: Execution) -> None:
-    """Wait until it has written something."""
-    async for event in execution.events():
-        if isinstance(event, Output):
-            return
 
 
 def _cause(result: Result) -> Cause | None:

@@ -11,10 +11,11 @@ from sandbox.bench.figure import percentile
 from sandbox.config import Limits
 from sandbox.guest.context import Context
 from sandbox.guest.events import Output
-from sandbox.guest.execution import Execution, Status
+from sandbox.guest.execution import Status
 from sandbox.result import Outcome
 from sandbox.template.template import Template
 from sandbox.vm import VM
+from tests.waiting import until_written
 
 MIB = 1024 * 1024
 ROUNDS = int(os.environ.get("SANDBOX_NEIGHBOUR_ROUNDS", "6"))
@@ -32,13 +33,6 @@ TIMERS = (
     "print('begun', flush=True)\nwhile True: pass"
 )
 NEIGHBOURS = {"zeroes": ZEROES, "letters": LETTERS, "real-time": BURN, "timers": TIMERS}
-
-
-async def _first_word(execution: Execution) -> None:
-    async for event in execution.events():
-        if isinstance(event, Output):
-            return
-    raise AssertionError("it ended without a word")
 
 
 async def _round_trips(context: Context) -> list[float]:
@@ -62,7 +56,7 @@ async def test_a_hostile_neighbour_does_not_slow_others(
         for _ in range(ROUNDS):  # in turn, because machines have moods
             alone += await _round_trips(context)
             neighbour = await hostile.spawn(["python3", "-c", NEIGHBOURS[name]], user="root", timeout=120)
-            await _first_word(neighbour)
+            await until_written(neighbour, 1)
             beside += await _round_trips(context)
             assert neighbour.status is Status.RUNNING
             neighbour.kill()

@@ -7,10 +7,11 @@ import random
 import anyio
 
 from sandbox.guest.events import Ended, Events, Output, Started
-from sandbox.guest.execution import Execution, Status
+from sandbox.guest.execution import Status
 from sandbox.result import Result
 from sandbox.vm import VM
 from sandbox.wire import Kind
+from tests.waiting import until_written
 
 MIB = 1024 * 1024
 NUMBERS = "i=0; while [ $i -lt {count} ]; do echo $i; echo e$i >&2; i=$((i+1)); done"
@@ -28,16 +29,6 @@ async def collect(events: Events) -> tuple[bytes, bytes, Result | None]:
             assert event.offset == begin + len(streams[event.stream])
             streams[event.stream] += event.data
     return bytes(streams["stdout"]), bytes(streams["stderr"]), None
-
-
-async def until_written(execution: Execution, size: int) -> None:
-    """Return when standard output has so many bytes."""
-    total = 0
-    async for event in execution.events():
-        total += len(event.data) if isinstance(event, Output) and event.stream == "stdout" else 0
-        if total >= size:
-            return
-    raise AssertionError(f"it ended after {total} bytes")
 
 
 async def test_events_begin_anywhere_and_end_with_the_result(vm: VM) -> None:

@@ -11,22 +11,12 @@ import pytest
 
 from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, StateError
-from sandbox.guest.events import Output
-from sandbox.guest.execution import Execution, Status
+from sandbox.guest.execution import Status
 from sandbox.result import Outcome
 from sandbox.vm import VM
+from tests.waiting import until_written
 
 MIB = 1024 * 1024
-
-
-async def until_written(execution: Execution, size: int) -> None:
-    """Return when standard output has so many bytes."""
-    total = 0
-    async for event in execution.events():
-        total += len(event.data) if isinstance(event, Output) and event.stream == "stdout" else 0
-        if total >= size:
-            return
-    raise AssertionError(f"it ended after {total} bytes")
 
 
 async def test_a_program_outlives_its_caller_and_is_attached_to_by_id(vm: VM) -> None:

@@ -67,12 +67,9 @@ class RestoreDrift:
         if len(before) < self.enough:
             return []
         usual, present = median(before), median(late)
-        if present <= usual * self.factor or present - usual < self.least:
-            self._is_told.discard(event.template)
+        is_slow = present > usual * self.factor and present - usual >= self.least
+        if not _is_news(self._is_told, event.template, is_slow):
             return []
-        if event.template in self._is_told:
-            return []
-        self._is_told.add(event.template)
         said = f"starts take {present:.3f} s, the median of {len(late)}; it was {usual:.3f} s of {len(before)} before"
         return [Anomaly("restore_drift", said, event.template)]
 
@@ -87,7 +84,7 @@ class DeathRate:
     seconds: float = 60.0
     _seen: deque[tuple[float, str]] = field(default_factory=deque, init=False)
     """When, and the name of the lost VM or of its cause; empty for one that did well."""
-    _is_told: bool = field(default=False, init=False)
+    _is_told: set[str] = field(default_factory=set, init=False)
 
     def see(self, event: LifeEvent, now: float) -> list[Anomaly]:
         if event.kind is EventKind.VM_START_FAILED:
@@ -99,12 +96,8 @@ class DeathRate:
             return []
         _forget(self._seen, now - self.seconds)
         lost = [name for _, name in self._seen if name]
-        if len(lost) < self.least or len(lost) < self.share * len(self._seen):
-            self._is_told = False
+        if not _is_news(self._is_told, "", len(lost) >= max(self.least, self.share * len(self._seen))):
             return []
-        if self._is_told:
-            return []
-        self._is_told = True
         latest = ", ".join(lost[-self.least :])
         said = f"{len(lost)} of {len(self._seen)} VMs failed within {self.seconds:g} s, the latest: {latest}"
         return [Anomaly("death_rate", said, event.template)]
@@ -126,12 +119,9 @@ class HitRate:
             return []
         seen = self._seen.setdefault(event.template, deque(maxlen=self.claims))
         seen.append(bool(event.fields.get("hit")))
-        if len(seen) < self.enough or sum(seen) >= self.share * len(seen):
-            self._is_told.discard(event.template)
+        is_low = len(seen) >= self.enough and sum(seen) < self.share * len(seen)
+        if not _is_news(self._is_told, event.template, is_low):
             return []
-        if event.template in self._is_told:
-            return []
-        self._is_told.add(event.template)
         said = f"{sum(seen)} of {len(seen)} claims found a VM ready; a larger min_size or max_ready would help"
         return [Anomaly("hit_rate", said, event.template)]
 
@@ -168,12 +158,8 @@ class CpuStorm:
         if now - began < self.seconds:
             return []
         load = (cpu_seconds - used) / (now - began)
-        if load < self.cores:
-            self._is_told.discard(vm)
+        if not _is_news(self._is_told, vm, load >= self.cores):
             return []
-        if vm in self._is_told:
-            return []
-        self._is_told.add(vm)
         said = f"{vm} used {load:.2f} processors for {now - began:.0f} s"
         return [Anomaly("cpu_storm", said, home.template, vm, home.lease, self.kill)]
 
@@ -197,12 +183,8 @@ class SpawnStorm:
         starts = self._starts.setdefault(event.vm, deque())
         starts.append((now, event.execution))
         _forget(starts, now - self.seconds)
-        if len(starts) < self.per_second * self.seconds:
-            self._is_told.discard(event.vm)
+        if not _is_news(self._is_told, event.vm, len(starts) >= self.per_second * self.seconds):
             return []
-        if event.vm in self._is_told:
-            return []
-        self._is_told.add(event.vm)
         said = f"{len(starts)} programs were started in {event.vm} within {self.seconds:g} s"
         return [Anomaly("spawn_storm", said, event.template, event.vm, event.lease, self.kill)]
 
@@ -210,6 +192,17 @@ class SpawnStorm:
 def default_rules() -> Sequence[Rule]:
     """Return one of each, none of which kills."""
     return [RestoreDrift(), DeathRate(), HitRate(), CpuStorm(), SpawnStorm()]
+
+
+def _is_news(told: set[str], key: str, is_bad: bool) -> bool:
+    """Return whether something has turned bad; it counts anew after it was good in between."""
+    if not is_bad:
+        told.discard(key)
+        return False
+    if key in told:
+        return False
+    told.add(key)
+    return True
 
 
 def _forget(seen: deque[tuple[float, str]], before: float) -> None:

@@ -124,7 +124,7 @@ async def _warm(vm: VM) -> None:
 async def check_clock(vm: VM) -> None:
     """Raise `TemplateError` if the guest's clock, which was right some seconds ago, is wrong now.
 
-    Then its kernel has mistaken the rate of its processor's clock, as happens on busy hosts; every clone would inherit it.
+    Then its kernel has mistaken the rate of its processor's clock, as happens on busy hosts: clones would inherit that.
     """
     began = time.time()
     said = (await vm.run("import time\nprint(time.time())", timeout=READY_SECONDS)).check().text
