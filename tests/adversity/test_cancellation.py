@@ -55,7 +55,7 @@ async def test_lease_run_and_files(template: Template, capsys: pytest.CaptureFix
         async def check() -> None:
             with anyio.fail_after(10):
                 while pool.statistics().leased or pool.statistics().waiting:
-                    await pool._changed.wait()
+                    await pool._keeper.changed.wait()
             record = pool.statistics()
             assert record.claimed == record.released + record.lost
 

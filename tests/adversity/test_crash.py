@@ -25,7 +25,7 @@ async def main():
         lease = await pool.claim()
         if sys.argv[1] == "stop":  # a guest that cannot notice that its host is gone
             import os, signal
-            for slot in pool._shelves["default"].slots:
+            for slot in pool._keeper.shelves["default"].slots:
                 if slot.vm:
                     os.kill(slot.vm.pid, signal.SIGSTOP)
         print(json.dumps({"name": lease.vm.name}), flush=True)

@@ -21,7 +21,7 @@ def _cpu_seconds(pid: int) -> float:
 
 async def _settle(pool: VMPool, paused: int) -> list[int]:
     """Return the processes of the paused VMs once there are so many."""
-    shelf = pool._shelves["default"]
+    shelf = pool._keeper.shelves["default"]
     with anyio.fail_after(20):
         while sum(slot._is_stopped for slot in shelf.paused) < paused:  # noqa: ASYNC110 - libvirt pauses in a thread
             await anyio.sleep(0.01)
@@ -58,4 +58,4 @@ async def test_woken_vm_has_the_right_time_and_fresh_randomness(template: Templa
             assert abs(lease.vm.receipt.clock_offset) < 0.5
             draws.add(said[1])
         assert len(draws) == 3
-        assert SlotState.PAUSED not in {slot.state for slot in pool._shelves["default"].slots}
+        assert SlotState.PAUSED not in {slot.state for slot in pool._keeper.shelves["default"].slots}

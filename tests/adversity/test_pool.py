@@ -166,11 +166,11 @@ async def test_vm_past_its_ttl_is_never_handed_out(template: Template) -> None:
     """An expired VM is replaced: whoever claims gets a younger one."""
     async with VMPool(PoolConfig(min_size=1, max_size=2, ttl=0.5), source=template) as pool:
         await pool.wait_ready()
-        old = next(iter(pool._shelves["default"].slots)).vm
+        old = next(iter(pool._keeper.shelves["default"].slots)).vm
         assert old is not None
         with anyio.fail_after(20):
             while pool.statistics().expired == 0:
-                await pool._changed.wait()
+                await pool._keeper.changed.wait()
         started = time.monotonic()
         async with pool.acquire(timeout=20) as vm:
             assert vm.name != old.name
@@ -197,7 +197,7 @@ async def test_cancelled_at_the_hand_over_gives_the_vm_back(template: Template) 
     async with VMPool(PoolConfig(min_size=0, max_size=1), source=template) as pool:
         task = asyncio.create_task(pool.claim(30))
         await asyncio.sleep(0)
-        request = pool._shelves["default"].queue._requests[0]
+        request = pool._keeper.shelves["default"].queue._requests[0]
         grant = request.grant
 
         def grant_and_cancel(lease: object) -> None:
@@ -209,19 +209,19 @@ async def test_cancelled_at_the_hand_over_gives_the_vm_back(template: Template) 
             await task
         with anyio.fail_after(5):
             while pool.statistics().released == 0:
-                await pool._changed.wait()
+                await pool._keeper.changed.wait()
         assert_conserved(pool.statistics())
 
 
 async def test_dead_vm_is_not_handed_out(pool: VMPool) -> None:
     """A ready VM whose QEMU was killed is noticed within 100 ms and replaced."""
-    slot = next(iter(pool._shelves["default"].slots))
+    slot = next(iter(pool._keeper.shelves["default"].slots))
     assert slot.vm is not None
     victim = slot.vm
     os.kill(victim.pid, signal.SIGKILL)
     with anyio.fail_after(0.1):
-        while slot in pool._shelves["default"].ready:
-            await pool._changed.wait()
+        while slot in pool._keeper.shelves["default"].ready:
+            await pool._keeper.changed.wait()
     async with pool.acquire(timeout=20) as vm:
         assert vm.name != victim.name
         assert (await vm.run("print(1)")).ok

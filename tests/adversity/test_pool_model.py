@@ -50,7 +50,7 @@ class PoolMachine(RuleBasedStateMachine):
         return cast("VMSource", self.world)
 
     def waiting(self) -> list[Request]:
-        return [request for shelf in self.pool._shelves.values() for request in shelf.queue._requests]
+        return [request for shelf in self.pool._keeper.shelves.values() for request in shelf.queue._requests]
 
     def collect(self) -> None:
         """Take over what claims that have ended since gave."""
@@ -161,7 +161,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_while_a_vm_is_ready(self) -> None:
         if hasattr(self, "pool"):
-            for shelf in self.pool._shelves.values():
+            for shelf in self.pool._keeper.shelves.values():
                 assert not (len(shelf.queue) and any(slot.is_claimable for slot in shelf.ready))
 
     def teardown(self) -> None:

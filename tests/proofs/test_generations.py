@@ -107,7 +107,7 @@ async def test_a_live_pool_rolls_over_under_load_and_back(
             while not is_over.is_set():
                 record = pool.statistics()
                 ready.append(record.ready + record.starting + record.leased)
-                await pool._changed.wait()
+                await pool._keeper.changed.wait()
 
         async with asyncio.TaskGroup() as group:
             group.create_task(caller())

@@ -56,7 +56,7 @@ class Scene:
                 full = live.ready >= self.pool.config.min_size
                 if full and live.generation == generation and not any(other.ready + other.starting for other in others):
                     return
-                await self.pool._changed.wait()
+                await self.pool._keeper.changed.wait()
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_full_pool_rolls_over_and_is_never_empty(play: Play, size: int) -> None:
             await pool.wait_ready()
             scene.lowest, scene.series.wanted = size, "second"
             while scene.live == 1:
-                await pool._changed.wait()
+                await pool._keeper.changed.wait()
             if size == 1:  # it is replaced when its own time is over, as always
                 await anyio.sleep(INTERVAL)
                 assert [generation.ready for generation in pool.generations()] == [0, 1]
@@ -278,7 +278,7 @@ def test_every_place_where_a_roll_over_waits_is_cancelled(play: Play, capsys: py
         points = Points(at)
         async with scene.pool as pool:
             await pool.wait_ready()
-            succession = pool._successions["default"]
+            succession = pool._keeper.successions["default"]
             succession._served = []
             task = asyncio.create_task(points.drive(succession._renew(is_ordered=True)))
             with suppress(asyncio.CancelledError):

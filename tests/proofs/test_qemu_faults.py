@@ -41,7 +41,7 @@ async def pool(template: Template, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 def _slots(pool: VMPool) -> set[Slot]:
-    return pool._shelves["default"].slots
+    return pool._keeper.shelves["default"].slots
 
 
 async def _at_target(pool: VMPool, *leased: SlotState) -> None:

@@ -60,7 +60,7 @@ class Victims:
 
 
 def _unheld(pool: VMPool) -> Iterator[tuple[str, int]]:
-    for shelf in pool._shelves.values():
+    for shelf in pool._keeper.shelves.values():
         for slot in shelf.slots:
             held = slot.state in (SlotState.LEASED, SlotState.ENDING)
             if slot.vm is not None and slot.vm.is_alive and not held:

@@ -81,9 +81,9 @@ async def _rest(pool: VMPool, template: Template, evidence: Evidence) -> Sample:
 
 def _is_at_rest(pool: VMPool) -> bool:
     state = pool.statistics()
-    slots = [slot for shelf in pool._shelves.values() for slot in shelf.slots]
+    slots = [slot for shelf in pool._keeper.shelves.values() for slot in shelf.slots]
     stopped = sum(slot._is_stopped for slot in slots)
-    shelved = sum(len(shelf.paused) for shelf in pool._shelves.values())
+    shelved = sum(len(shelf.paused) for shelf in pool._keeper.shelves.values())
     is_full = state.ready == state.target and shelved == stopped == state.ready - CONFIG.running_ready
     return is_full and state.starting == state.leased == state.ending == state.waiting == 0
 

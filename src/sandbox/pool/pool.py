@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -20,13 +18,12 @@ from sandbox.guest.sandbox import RunOptions
 from sandbox.log import log
 from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
-from sandbox.pool.health import Health
+from sandbox.pool.keeper import Keeper
 from sandbox.pool.lease import Lease
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK, plan, spread
+from sandbox.pool.policy import FAILURES_UNTIL_BREAK
 from sandbox.pool.shelf import Shelf
-from sandbox.pool.slot import Slot
 from sandbox.pool.statistics import GenerationStatistics, PoolStatistics, add_up
-from sandbox.pool.succession import RenewableSource, Succession
+from sandbox.pool.succession import Succession
 from sandbox.result import Result
 from sandbox.template.template import Template
 from sandbox.vm import VM, VMSource
@@ -61,40 +58,28 @@ class VMPool:
         self.id = secrets.token_hex(4)
         """Names this pool in events."""
         self._broadcast = Broadcast(self.id, observers, end_vm=self._end_vm)
+        self._keeper = Keeper(self.config, self._broadcast)
         self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
-        self._shelves: dict[str, Shelf] = {}
-        self._successions: dict[str, Succession] = {}
-        self._numbers = count(1)
-        self._kick = anyio.Event()
-        self._changed = anyio.Event()
-        self._owner: asyncio.Task[None] | None = None
         self._was_opened = False
-        self._is_closing = False
 
     def __repr__(self) -> str:
         state = self.statistics()
         return (
-            f"<VMPool {'closed' if self._owner is None else 'open'} ready={state.ready} leased={state.leased} "
+            f"<VMPool {'open' if self._keeper.is_started else 'closed'} ready={state.ready} leased={state.leased} "
             f"starting={state.starting} ending={state.ending} waiting={state.waiting}>"
         )
 
     async def open(self) -> None:
         """Prepare the templates (build and bake them if need be) and begin to fill the pool; does not wait for VMs."""
-        if self._was_opened or self._is_closing:
+        if self._was_opened or self._keeper.is_closing:
             raise StateError("this pool was opened before; make a new one")
         self._was_opened = True
-        now = asyncio.get_running_loop().time
         for name, (template, min_size) in self._wanted().items():
-            source = self._sources.get(name) or await self._ensure(template)
-            self._shelves[name] = Shelf(
-                name, source, min_size, self.config, now=now, on_change=self._on_change, broadcast=self._broadcast
-            )
-            if isinstance(source, RenewableSource):
-                self._successions[name] = Succession(self._shelves[name], self.config, self._broadcast)
+            self._keeper.add(name, self._sources.get(name) or await self._ensure(template), min_size)
         await run_sync(log.prepare)
-        if self._is_closing:
+        if self._keeper.is_closing:
             raise PoolClosed("the pool was closed while it was opened")
-        self._owner = asyncio.create_task(self._own(), name="sandbox-pool")
+        self._keeper.start()
         self._broadcast.add(StatusFile(self.id, self.config.host.runtime_dir, self.statistics))
         self._broadcast.tell(EventKind.POOL_OPENED, min_size=self.config.min_size, max_size=self.config.max_size)
 
@@ -108,12 +93,8 @@ class VMPool:
 
     async def aclose(self) -> None:
         """Refuse new claims, destroy every VM, leased ones too, and return when all are gone. May be called twice."""
-        self._is_closing = True
-        self._kick.set()
-        if self._owner is not None:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([self._owner])
-            self._owner.result()
+        self._keeper.close()
+        await self._keeper.wait_over()
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Have `observer` called with every further event; return a function that ends that."""
@@ -122,7 +103,7 @@ class VMPool:
     @property
     def is_closed(self) -> bool:
         """Whether it was closed and every VM of it is gone."""
-        return self._is_closing and (self._owner is None or self._owner.done())
+        return self._keeper.is_over
 
     async def __aenter__(self) -> VMPool:
         await self.open()
@@ -165,10 +146,9 @@ class VMPool:
         `PoolBusy` when too many wait, `PoolClosed` when the pool closes meanwhile, `HostResources` when the host is
         full, and the cause when VMs fail to start time after time. If cancelled, nothing is lost.
         """
-        if self._owner is None or self._is_closing:
-            raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
-        if (shelf := self._shelves.get(template)) is None:
-            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._shelves)}")
+        self._check_open()
+        if (shelf := self._keeper.shelves.get(template)) is None:
+            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._keeper.shelves)}")
         started = shelf.now()
         lease_ttl = self.config.lease_ttl if lease_ttl is None else lease_ttl
         if (lease := shelf.take(lease_ttl)) is None:
@@ -195,7 +175,7 @@ class VMPool:
         self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
     ) -> Lease:
         request = shelf.enqueue(priority, lease_ttl)
-        self._kick.set()
+        self._keeper.look_again()
         try:
             with anyio.move_on_after(timeout):
                 await request.answered.wait()
@@ -228,21 +208,21 @@ class VMPool:
         """Return when `size` VMs (by default every `min_size`) are ready; raise the cause if they fail to start."""
         wanted = sum(low for _, low in self._wanted().values()) if size is None else size
         while self.statistics().ready < wanted:
-            if self._is_closing:
+            if self._keeper.is_closing:
                 raise PoolClosed("the pool was closed while it was filling")
-            for shelf in self._shelves.values():
+            for shelf in self._keeper.shelves.values():
                 if shelf.failures >= FAILURES_UNTIL_BREAK and shelf.last_failure is not None:
                     raise afresh(shelf.last_failure)
-            await self._changed.wait()
+            await self._keeper.changed.wait()
 
     def statistics(self, template: str | None = None) -> PoolStatistics:
         """Return the counters and the present state, of one template or of all."""
-        shelves = self._shelves.values() if template is None else [self._shelves[template]]
+        shelves = self._keeper.shelves.values() if template is None else [self._keeper.shelves[template]]
         return add_up((shelf.census(), shelf.count) for shelf in shelves)
 
     def generations(self, template: str = DEFAULT) -> list[GenerationStatistics]:
         """Return how many VMs of each generation of a template exist now, the live one first."""
-        return self._shelves[template].generations()
+        return self._keeper.shelves[template].generations()
 
     async def roll_over(self, template: str = DEFAULT) -> int:
         """Bake the next generation of a template now, try it, start new VMs from it; return its number.
@@ -262,67 +242,20 @@ class VMPool:
         """
         return await self._succession(template).roll_back()
 
-    def _succession(self, template: str) -> Succession:
-        if self._owner is None or self._is_closing:
+    def _end_vm(self, name: str) -> bool:
+        return self._keeper.end_vm(name)
+
+    def _check_open(self) -> None:
+        if not self._keeper.is_started or self._keeper.is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
-        if template not in self._shelves:
-            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._shelves)}")
-        if template not in self._successions:
+
+    def _succession(self, template: str) -> Succession:
+        self._check_open()
+        if template not in self._keeper.shelves:
+            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._keeper.shelves)}")
+        if template not in self._keeper.successions:
             raise StateError(f"the source of {template!r} has no generations; only templates do")
-        return self._successions[template]
-
-    async def _own(self) -> None:
-        """Keep the pool filled until it closes. Every slot is a child of this task and ends before it does."""
-        shelves = list(self._shelves.values())
-        health = Health(self._vms)
-        try:
-            async with anyio.create_task_group() as group:
-                for succession in self._successions.values():
-                    group.start_soon(succession.serve)
-                group.start_soon(health.serve)
-                while not self._is_closing:
-                    self._kick = anyio.Event()
-                    due = plan(
-                        [shelf.census() for shelf in shelves],
-                        max_size=self.config.max_size,
-                        concurrent_starts=self.config.concurrent_starts,
-                    )
-                    for shelf, starts, evictions in zip(shelves, due.starts, due.evictions, strict=True):
-                        for _ in range(starts):
-                            slot = self._new_slot(shelf)
-                            group.start_soon(slot.live)
-                        shelf.evict(evictions)
-                    with anyio.move_on_after(self._pause()):
-                        await self._kick.wait()
-                self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
-                for succession in self._successions.values():
-                    succession.stop()
-                health.stop()
-                for shelf in shelves:
-                    shelf.is_closing = True
-                    for slot in list(shelf.slots):
-                        slot.end("closed")
-        finally:  # also when a defect of ours or of a source brings the owner down: nobody is left waiting
-            self._is_closing = True
-            self._refuse_all(PoolClosed("the pool has ended; `aclose` raises the cause if it failed"))
-            self._on_change()
-            self._broadcast.tell(EventKind.POOL_CLOSED)
-
-    def _new_slot(self, shelf: Shelf) -> Slot:
-        number = next(self._numbers)
-        slot = Slot(shelf, number, spread(self.config.ttl, number))
-        shelf.slots.add(slot)
-        shelf.count.created += 1
-        return slot
-
-    def _pause(self) -> float | None:
-        """Return seconds until a shelf may start VMs again; None if none backs off."""
-        pauses = [shelf.resume_at - shelf.now() for shelf in self._shelves.values()]
-        return min((pause for pause in pauses if pause > 0), default=None)
-
-    def _refuse_all(self, error: SandboxError) -> None:
-        for shelf in self._shelves.values():
-            shelf.queue.refuse_all(error)
+        return self._keeper.successions[template]
 
     def _why_late(self, shelf: Shelf, timeout: float | None) -> str:
         state = self.statistics()
@@ -332,23 +265,3 @@ class VMPool:
         if shelf.last_failure is not None:
             said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
-
-    def _vms(self) -> Iterator[VM]:
-        """Yield every VM that is ready, paused or leased."""
-        for shelf in self._shelves.values():
-            for slot in shelf.slots:
-                if slot.vm is not None and not slot.is_over:
-                    yield slot.vm
-
-    def _end_vm(self, name: str) -> bool:
-        """Destroy the VM of this name, whoever holds it; return whether there was one."""
-        slots = [slot for shelf in self._shelves.values() for slot in shelf.slots]
-        found = [slot for slot in slots if slot.vm is not None and slot.vm.name == name and not slot.is_over]
-        for slot in found:
-            slot.end("killed")
-        return bool(found)
-
-    def _on_change(self) -> None:
-        self._kick.set()
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
