@@ -20,7 +20,8 @@ from sandbox.template.template import Template
 
 ROUNDS = int(os.environ.get("SANDBOX_KILL_ROUNDS", "3"))
 SEED = 1
-LONGEST_SECONDS = {"bake": 6.0, "refill": 2.5}
+BAKE_SECONDS, REFILL_SECONDS = (1.0, 6.0), (0.0, 1.5)
+"""When it is killed: so long after its start, or after it has begun to use VMs."""
 DEATH_SECONDS = 10.0
 BUSY = """
 import asyncio
@@ -33,6 +34,8 @@ async def use(pool):
 
 async def main():
     async with VMPool(PoolConfig(min_size=2, max_size=5)) as pool:
+        await pool.wait_ready(1)
+        print("begun", flush=True)
         await asyncio.gather(*(use(pool) for _ in range(3)))
 
 asyncio.run(main())
@@ -58,9 +61,12 @@ def _sandbox(places: Mapping[str, str], *arguments: str) -> subprocess.Completed
     return subprocess.run(command, env=places, capture_output=True, text=True, timeout=120, check=False)
 
 
-def _kill_after(places: Mapping[str, str], seconds: float) -> int:
+def _kill_after(places: Mapping[str, str], seconds: float, *, begun: bool) -> int:
     """Start a busy process, kill it, and return how many VMs it had."""
-    with subprocess.Popen([sys.executable, "-c", BUSY], env=places) as process:
+    with subprocess.Popen([sys.executable, "-c", BUSY], env=places, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if begun:
+            assert process.stdout.readline() == b"begun\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(seconds)
         machines = len(find_machines(Path(places["SANDBOX_RUNTIME_DIR"])))
@@ -86,10 +92,10 @@ def test_killed_at_random_moments(places: Mapping[str, str], capsys: pytest.Capt
     source = random.Random(SEED)
     held = 0
     for round_ in range(ROUNDS):
-        phase = "bake" if round_ == 0 else "refill"
-        seconds = source.uniform(1.0, LONGEST_SECONDS[phase])
-        held += _kill_after(places, seconds)
-        if phase == "bake":
+        bakes = round_ == 0
+        seconds = source.uniform(*(BAKE_SECONDS if bakes else REFILL_SECONDS))
+        held += _kill_after(places, seconds, begun=not bakes)
+        if bakes:
             after = _sandbox(places, "exec", "-c", "print('well')")
             assert (after.returncode, after.stdout) == (0, "well\n"), after.stderr
         else:
