@@ -177,6 +177,8 @@ def probe_kvm(emulator: str, user: str | None) -> tuple[bool, str]:
             )
         except subprocess.TimeoutExpired:
             return False, f"a test VM under KVM executed nothing within {_PROBE_SECONDS:g} s"
+        except OSError as error:
+            return False, f"{emulator} cannot be run as {user or 'this user'}: {error.strerror}"
     if done.returncode == _PROBE_EXIT << 1 | 1:
         return True, "a test VM ran under KVM"
     said = next((line for line in reversed(done.stderr.splitlines()) if line), f"exit status {done.returncode}")
