@@ -5,9 +5,34 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from sandbox.cli.options import (
+    ArgsArgument,
+    CodeOption,
+    CwdOption,
+    EnvFileOption,
+    EnvOption,
+    GetOption,
+    IdleTimeoutOption,
+    ImageOption,
+    LanguageOption,
+    MemoryOption,
+    PtyOption,
+    PutOption,
+    ScriptArgument,
+    ShortestOption,
+    TimeoutOption,
+    TraceHtmlOption,
+    TraceJsonOption,
+    UserOption,
+    WarmUpOption,
+)
+
+if TYPE_CHECKING:
+    from sandbox.cli.exec import ExecRequest
 
 # pydantic would look through every installed package for plugins of its own, with each command.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -24,14 +49,9 @@ image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest i
 app.add_typer(image_app, name="image")
 template_app = typer.Typer(no_args_is_help=True, help="Look after golden snapshots and their generations.")
 app.add_typer(template_app, name="template")
+trace_app = typer.Typer(no_args_is_help=True, help="Show where the time of a restore or of an execution goes.")
+app.add_typer(trace_app, name="trace")
 TemplateArgument = Annotated[str, typer.Argument(help="A series, or the beginning of a template's name.")]
-
-ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
-MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
-EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")]
-EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
-CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
-UserOption = Annotated[str | None, typer.Option("--user", help="User in the guest; root is one.")]
 
 
 def _print_version(value: bool) -> None:
@@ -55,30 +75,19 @@ def _common(
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_command(
-    script: Annotated[
-        str | None, typer.Argument(metavar="SCRIPT", help="A file of this host, or - for standard input.")
-    ] = None,
-    args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")] = None,
-    code: Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")] = None,
-    language: Annotated[
-        str | None, typer.Option(help="python, bash or another one of the image; by default from the file's ending.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")
-    ] = None,
-    idle_timeout: Annotated[float | None, typer.Option(help="The same after so many seconds without output.")] = None,
+    script: ScriptArgument = None,
+    args: ArgsArgument = None,
+    code: CodeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
     env: EnvOption = None,
     env_file: EnvFileOption = None,
     cwd: CwdOption = None,
     user: UserOption = None,
-    put: Annotated[
-        list[str] | None, typer.Option(metavar="HOST[:GUEST]", help="Copy a file or directory in before the run.")
-    ] = None,
-    get: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
-    ] = None,
-    pty: Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours.")] = False,
+    put: PutOption = None,
+    get: GetOption = None,
+    pty: PtyOption = False,
     memory: MemoryOption = "256",
     image: ImageOption = "default",
     json_: Annotated[
@@ -90,15 +99,12 @@ def exec_command(
     Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
     124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
     """
-    from sandbox.cli.exec import ExecRequest, run_exec
+    from sandbox.cli.exec import run_exec
 
-    arguments = list(args or [])
-    if code is not None and script is not None:  # with -c every positional argument is the program's
-        arguments, script = [script, *arguments], None
-    request = ExecRequest(
-        script=script,
-        code=code,
-        args=arguments,
+    request = _exec_request(
+        script,
+        code,
+        args,
         timeout=timeout,
         idle_timeout=idle_timeout,
         env=env or [],
@@ -114,6 +120,15 @@ def exec_command(
         as_json=json_,
     )
     raise typer.Exit(run_exec(request))
+
+
+def _exec_request(script: str | None, code: str | None, args: list[str] | None, **options: Any) -> ExecRequest:
+    from sandbox.cli.exec import ExecRequest
+
+    arguments = list(args or [])
+    if code is not None and script is not None:  # with -c every positional argument is the program's
+        arguments, script = [script, *arguments], None
+    return ExecRequest(script=script, code=code, args=arguments, **options)
 
 
 @app.command()
@@ -217,6 +232,70 @@ def bench(
 
     form: Literal["table", "json", "markdown"] = "json" if json_ else "markdown" if markdown else "table"
     raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate)))
+
+
+@trace_app.command("exec", context_settings={"allow_interspersed_args": False})
+def trace_exec(
+    script: ScriptArgument = None,
+    args: ArgsArgument = None,
+    code: CodeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    put: PutOption = None,
+    get: GetOption = None,
+    pty: PtyOption = False,
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: TraceJsonOption = None,
+    html: TraceHtmlOption = None,
+    warm_up: WarmUpOption = 0,
+    shortest: ShortestOption = 0.5,
+) -> None:
+    """Run a script as `sandbox exec` does, and show where the time went.
+
+    The picture goes to standard error, after the script's own output; the exit code is the script's.
+    """
+    from sandbox.cli.trace import TraceRequest, run_trace_exec
+
+    request = _exec_request(
+        script,
+        code,
+        args,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        env=env or [],
+        env_file=env_file or [],
+        memory=memory,
+        image=image,
+        language=language,
+        cwd=cwd,
+        user=user,
+        pty=pty,
+        put=put or [],
+        get=get or [],
+        as_json=False,
+    )
+    raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, warm_up, shortest)))
+
+
+@trace_app.command("restore")
+def trace_restore(
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: TraceJsonOption = None,
+    html: TraceHtmlOption = None,
+    warm_up: WarmUpOption = 0,
+    shortest: ShortestOption = 0.5,
+) -> None:
+    """Restore one virtual machine, destroy it, and show where the time went."""
+    from sandbox.cli.trace import TraceRequest, run_trace_restore
+
+    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, warm_up, shortest)))
 
 
 @image_app.command("build")
