@@ -18,7 +18,7 @@ from sandbox.guest.identity import Identity, Origin, Receipt
 from sandbox.guest.sandbox import Sandbox
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.machine import Machine
-from sandbox.trace.recorder import stage
+from sandbox.trace.stage import stage
 
 READY_SECONDS = 30.0
 BOOT_SECONDS = 120.0

@@ -22,7 +22,7 @@ from sandbox.guest.execution import Status
 from sandbox.guest.request import CAPTURE_BYTES
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
-from sandbox.trace.recorder import stage
+from sandbox.trace.stage import stage
 from sandbox.vm import VM
 
 LANGUAGES = {".py": "python", ".sh": "bash", ".js": "node"}
@@ -53,6 +53,14 @@ class ExecRequest:
     put: list[str]
     get: list[str]
     as_json: bool
+
+
+def exec_request(script: str | None, code: str | None, args: list[str] | None, **options: Any) -> ExecRequest:
+    """Return the request for these arguments: with `-c` every positional one is the program's."""
+    arguments = list(args or [])
+    if code is not None and script is not None:
+        arguments, script = [script, *arguments], None
+    return ExecRequest(script=script, code=code, args=arguments, **options)
 
 
 @dataclass(frozen=True)

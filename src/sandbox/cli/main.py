@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,16 +23,10 @@ from sandbox.cli.options import (
     PtyOption,
     PutOption,
     ScriptArgument,
-    ShortestOption,
     TimeoutOption,
-    TraceHtmlOption,
-    TraceJsonOption,
     UserOption,
-    WarmUpOption,
 )
-
-if TYPE_CHECKING:
-    from sandbox.cli.exec import ExecRequest
+from sandbox.cli.trace_app import trace_app
 
 # pydantic would look through every installed package for plugins of its own, with each command.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -49,7 +43,6 @@ image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest i
 app.add_typer(image_app, name="image")
 template_app = typer.Typer(no_args_is_help=True, help="Look after golden snapshots and their generations.")
 app.add_typer(template_app, name="template")
-trace_app = typer.Typer(no_args_is_help=True, help="Show where the time of a restore or of an execution goes.")
 app.add_typer(trace_app, name="trace")
 TemplateArgument = Annotated[str, typer.Argument(help="A series, or the beginning of a template's name.")]
 
@@ -99,9 +92,9 @@ def exec_command(
     Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
     124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
     """
-    from sandbox.cli.exec import run_exec
+    from sandbox.cli.exec import exec_request, run_exec
 
-    request = _exec_request(
+    request = exec_request(
         script,
         code,
         args,
@@ -120,15 +113,6 @@ def exec_command(
         as_json=json_,
     )
     raise typer.Exit(run_exec(request))
-
-
-def _exec_request(script: str | None, code: str | None, args: list[str] | None, **options: Any) -> ExecRequest:
-    from sandbox.cli.exec import ExecRequest
-
-    arguments = list(args or [])
-    if code is not None and script is not None:  # with -c every positional argument is the program's
-        arguments, script = [script, *arguments], None
-    return ExecRequest(script=script, code=code, args=arguments, **options)
 
 
 @app.command()
@@ -232,70 +216,6 @@ def bench(
 
     form: Literal["table", "json", "markdown"] = "json" if json_ else "markdown" if markdown else "table"
     raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate)))
-
-
-@trace_app.command("exec", context_settings={"allow_interspersed_args": False})
-def trace_exec(
-    script: ScriptArgument = None,
-    args: ArgsArgument = None,
-    code: CodeOption = None,
-    language: LanguageOption = None,
-    timeout: TimeoutOption = None,
-    idle_timeout: IdleTimeoutOption = None,
-    env: EnvOption = None,
-    env_file: EnvFileOption = None,
-    cwd: CwdOption = None,
-    user: UserOption = None,
-    put: PutOption = None,
-    get: GetOption = None,
-    pty: PtyOption = False,
-    memory: MemoryOption = "256",
-    image: ImageOption = "default",
-    json_: TraceJsonOption = None,
-    html: TraceHtmlOption = None,
-    warm_up: WarmUpOption = 0,
-    shortest: ShortestOption = 0.5,
-) -> None:
-    """Run a script as `sandbox exec` does, and show where the time went.
-
-    The picture goes to standard error, after the script's own output; the exit code is the script's.
-    """
-    from sandbox.cli.trace import TraceRequest, run_trace_exec
-
-    request = _exec_request(
-        script,
-        code,
-        args,
-        timeout=timeout,
-        idle_timeout=idle_timeout,
-        env=env or [],
-        env_file=env_file or [],
-        memory=memory,
-        image=image,
-        language=language,
-        cwd=cwd,
-        user=user,
-        pty=pty,
-        put=put or [],
-        get=get or [],
-        as_json=False,
-    )
-    raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, warm_up, shortest)))
-
-
-@trace_app.command("restore")
-def trace_restore(
-    memory: MemoryOption = "256",
-    image: ImageOption = "default",
-    json_: TraceJsonOption = None,
-    html: TraceHtmlOption = None,
-    warm_up: WarmUpOption = 0,
-    shortest: ShortestOption = 0.5,
-) -> None:
-    """Restore one virtual machine, destroy it, and show where the time went."""
-    from sandbox.cli.trace import TraceRequest, run_trace_restore
-
-    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, warm_up, shortest)))
 
 
 @image_app.command("build")

@@ -13,19 +13,19 @@ from rich.console import Console
 
 from sandbox.bench.environment import environment
 from sandbox.cli.exec import Command, ExecRequest, memory_mib, run_exec
-from sandbox.cli.run import report, run
+from sandbox.cli.run import complain, describe, report, run
 from sandbox.config import TemplateConfig
 from sandbox.errors import ConfigError, HostFileError, SandboxError
 from sandbox.template.template import Template
 from sandbox.trace.event_json import event_json
 from sandbox.trace.picture import html
-from sandbox.trace.recorder import Recorder, recording, stage
+from sandbox.trace.recorder import Recorder, recording
 from sandbox.trace.row import rows
 from sandbox.trace.span import Span
+from sandbox.trace.stage import stage
 from sandbox.trace.waterfall import waterfall
 
 _PLAIN_WIDTH = 150
-USAGE = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
     try:
         _check(trace)
     except SandboxError as error:
-        return report(error, status=USAGE)
+        return report(error)
     return run_exec(request, lambda command, config: _traced("exec", command, config, trace, sys.stderr))
 
 
@@ -53,7 +53,7 @@ def run_trace_restore(image: str, memory: str, trace: TraceRequest) -> int:
         _check(trace)
         config = TemplateConfig(image=image, memory_mib=memory_mib(memory))
     except SandboxError as error:
-        return report(error, status=USAGE)
+        return report(error)
     return run(_traced("restore", lambda: _restore(config), config, trace, sys.stdout))
 
 
@@ -76,9 +76,14 @@ async def _traced(what: str, command: Command, config: TemplateConfig, trace: Tr
         with recording() as recorder, stage(f"sandbox {what}"):
             status = await command()
         facts = environment(await Template.ensure(config))
-    finally:
+    except BaseException:
         if recorder is not None:
-            _show(what, recorder.spans(), facts, trace, out)
+            try:
+                _show(what, recorder.spans(), facts, trace, out)
+            except HostFileError as error:  # the first failure is what is told by the exit code
+                complain(describe(error)["message"])
+        raise
+    _show(what, recorder.spans(), facts, trace, out)
     return status
 
 
@@ -93,7 +98,14 @@ def _show(what: str, spans: list[Span], facts: dict[str, object], trace: TraceRe
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     is_unicode = console.encoding.lower().startswith("utf")
-    console.print(waterfall(shown, console.width, block="█" if is_unicode else "#", sliver="▏" if is_unicode else "|"))
+    picture = waterfall(shown, console.width, block="█" if is_unicode else "#", sliver="▏" if is_unicode else "|")
+    try:
+        console.print(picture)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostFileError(error.errno, f"the picture cannot be written: {error.strerror}") from error
 
 
 def _write(option: str, path: Path, text: str) -> None:

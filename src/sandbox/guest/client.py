@@ -19,7 +19,7 @@ from sandbox.guest.request import Request
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.stream import SocketStream
-from sandbox.trace.recorder import stage
+from sandbox.trace.stage import stage
 from sandbox.wire import (
     GUEST_LIMITS,
     HEADER_BYTES,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from sandbox.guest.ending import Stamps
-from sandbox.trace.exchange import Exchange, Stage
-from sandbox.trace.recorder import Recorder, current
+from sandbox.trace.stage import recorder
+
+if TYPE_CHECKING:
+    from sandbox.trace.recorder import Recorder
 
 Era = tuple[str, int]
 """A machine's name, and how often its clock was set."""
@@ -18,14 +21,11 @@ def tell_handshake(era: Era, sent_ns: int, told_ns: int, answered_ns: int, ready
     All are of wall clocks: the host's, but for `told_ns`, which the guest's clock was set to, and `ready_ns`, which it
     showed in READY. So the guest's part costs nothing: it is made of what READY tells in any case.
     """
-    if (trace := current()) is None:
+    if (trace := recorder.get()) is None:
         return
-    stages = (
-        Stage("wake, take HELLO and its entropy", told_ns / 1e9),
-        Stage("set the names, prove them", ready_ns / 1e9),
-    )
+    stages = [("wake, take HELLO and its entropy", told_ns / 1e9), ("set the names, prove them", ready_ns / 1e9)]
     answered = time.monotonic()
-    trace.exchanges.append(Exchange(answered - (answered_ns - sent_ns) / 1e9, answered, stages, era))
+    trace.add_exchange(era, answered - (answered_ns - sent_ns) / 1e9, answered, stages)
 
 
 class ExecutionStages:
@@ -41,7 +41,7 @@ class ExecutionStages:
     @classmethod
     def if_wanted(cls, era: Era) -> ExecutionStages | None:
         """Return them if a trace is being made, else None."""
-        trace = current()
+        trace = recorder.get()
         return None if trace is None else cls(trace, era)
 
     def sent(self) -> None:
@@ -64,21 +64,19 @@ class ExecutionStages:
         self._turn("hand the result over")
         if stamps is None:
             return
-        sent, ended, second = self._sent, self._latest, 1e9
-        taken = stamps.received / second
-        agent = [Stage("take START", taken), Stage("read it, hand it to a child", stamps.handed / second)]
-        self._exchange(sent, ended, agent)
-        if stamps.read is not None and stamps.begun is not None and stamps.dropped is not None:
-            program = (
-                Stage("wake, read the request", stamps.read / second, "program"),
-                Stage("become the user", stamps.dropped / second, "program"),
-                Stage("load the program", stamps.begun / second, "program"),
-                Stage("run, until it is reaped", stamps.dead / second, "program"),
-            )
-            self._exchange(sent, ended, program, stamps.handed / second)
-        self._exchange(
-            sent, ended, [Stage("forward the rest, tell the end", stamps.told / second)], stamps.dead / second
-        )
+        ended, second, add = self._latest, 1e9, self._trace.add_exchange
+        handed, dead = stamps.handed / second, stamps.dead / second
+        agent = [("take START", stamps.received / second), ("read it, hand it to a child", handed)]
+        add(self._era, self._sent, ended, agent)
+        if stamps.read is not None and stamps.dropped is not None and stamps.begun is not None:
+            program = [
+                ("wake, read the request", stamps.read / second),
+                ("become the user", stamps.dropped / second),
+                ("load the program", stamps.begun / second),
+                ("run, until it is reaped", dead),
+            ]
+            add(self._era, self._sent, ended, program, track="program", begin=handed)
+        add(self._era, self._sent, ended, [("forward the rest, tell the end", stamps.told / second)], begin=dead)
 
     def reported(self) -> None:
         """Whoever waited has the result."""
@@ -90,8 +88,3 @@ class ExecutionStages:
         now = time.monotonic()
         self._trace.add(name or self._doing, self._latest, now)
         self._latest, self._doing = now, doing
-
-    def _exchange(
-        self, sent: float, answered: float, stages: list[Stage] | tuple[Stage, ...], begin: float | None = None
-    ) -> None:
-        self._trace.exchanges.append(Exchange(sent, answered, tuple(stages), self._era, begin))

@@ -23,7 +23,7 @@ import libvirt_qemu
 from sandbox.hypervisor.process import become_subreaper
 from sandbox.log import log
 from sandbox.paths import make_directory
-from sandbox.trace.recorder import stage
+from sandbox.trace.stage import stage
 
 _EMBED_CONFIG = """\
 stdio_handler = "file"

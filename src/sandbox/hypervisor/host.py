@@ -35,7 +35,7 @@ from sandbox.hypervisor.start_log import start_log
 from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
 from sandbox.log import log
 from sandbox.paths import make_directory
-from sandbox.trace.recorder import stage
+from sandbox.trace.stage import stage
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sandbox.trace.recorder import current
+from sandbox.trace.stage import recorder
 
 
 @contextmanager
@@ -16,8 +16,8 @@ def start_log(path: Path, owner: tuple[int, int] | None, pid_file: Path) -> Iter
 
     `owner` is the user that QEMU runs as. libvirt writes `pid_file` when it has forked QEMU.
     """
-    recorder = current()
-    if recorder is None:
+    trace = recorder.get()
+    if trace is None:
         yield None
         return
     try:
@@ -28,6 +28,6 @@ def start_log(path: Path, owner: tuple[int, int] | None, pid_file: Path) -> Iter
         forked = None
         with suppress(OSError):  # without it, the span of the process's start is missing
             forked = pid_file.stat().st_mtime
-        recorder.take_qemu_log(path.read_text(errors="replace"), forked)
+        trace.add_qemu_log(path.read_text(errors="replace"), forked)
     finally:
         path.unlink(missing_ok=True)

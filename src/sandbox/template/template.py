@@ -22,7 +22,7 @@ from sandbox.template.drift import Drift
 from sandbox.template.hold import Hold
 from sandbox.template.manifest import MEMORY, STATE, TemplateManifest
 from sandbox.template.series import Candidate, Series
-from sandbox.trace.recorder import current, stage
+from sandbox.trace.stage import recorder, stage
 from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
 
 _START_ATTEMPTS = 2
@@ -171,8 +171,8 @@ class Template:
         machine = await self.host.start(self.spec, reserve_mib=self.memory_reserve_mib)
         async with open_vm(machine, ready_seconds=READY_SECONDS, languages=self.languages) as vm:
             restored = time.monotonic()
-            if (trace := current()) is not None:
-                trace.add("restore", started, restored, vm=vm.name)
+            if (trace := recorder.get()) is not None:
+                trace.add("restore", started, restored)
             vm.is_lent = True
             vm.tell_template(self.manifest.series, self.generation, self.baked_at)
             if self._is_warm:

@@ -31,7 +31,6 @@ def event_json(spans: Iterable[Span], facts: Mapping[str, object]) -> dict[str, 
             "dur": span.seconds * 1e6,
             "pid": PLACES[span.track][0],
             "tid": PLACES[span.track][2],
-            "args": dict(span.facts),
         }
         for span in spans
     ]

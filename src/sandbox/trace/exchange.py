@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sandbox.trace.span import Span, Track
 
 
-@dataclass(frozen=True)
-class Stage:
+class GuestStage(NamedTuple):
     """Something in the guest that ended at `end`, in seconds of its own clock, and began when the one before ended."""
 
     name: str
     end: float
-    track: Track = "agent"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Exchange:
 
     sent: float
     answered: float
-    stages: tuple[Stage, ...]
+    stages: tuple[GuestStage, ...]
+    track: Track = "agent"
     era: tuple[str, int] = ("", 0)
     begin: float | None = None
     """When the first stage began, by the guest's clock; by default when the question was sent."""
@@ -53,6 +53,6 @@ def _place(exchange: Exchange, offset: float) -> list[Span]:
     begin = exchange.sent if exchange.begin is None else exchange.begin + offset
     for stage in exchange.stages:
         end = max(begin, stage.end + offset)
-        spans.append(Span(stage.name, begin, end, stage.track).within(exchange.sent, exchange.answered))
+        spans.append(Span(stage.name, begin, end, exchange.track).within(exchange.sent, exchange.answered))
         begin = end
     return spans

@@ -1,6 +1,5 @@
 """From the log that a traced QEMU writes of its start to spans.
 
-Only events that the host causes are enabled: a guest must not be able to fill the host's disk by way of a log.
 An event that a QEMU does not know is left out of its log, and the spans that need it are missing then.
 """
 
@@ -11,14 +10,6 @@ from dataclasses import dataclass
 
 from sandbox.trace.span import Span
 
-EVENTS = (
-    "qio_channel_socket_connect_complete",
-    "find_ram_offset",
-    "qmp_enter_*",
-    "qmp_exit_*",
-    "migrate_set_state",
-    "runstate_set",
-)
 _LINE = re.compile(r"^\d+@(\d+\.\d{6}):(\w+)(?: (.*))?$")
 
 

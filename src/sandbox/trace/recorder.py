@@ -1,73 +1,61 @@
-"""Recording what happens while a trace is wanted. When none is, a stage costs one look at a context variable."""
+"""What is recorded for one trace."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from sandbox.trace.exchange import Exchange, placed
+from sandbox.trace import stage
+from sandbox.trace.exchange import Exchange, GuestStage, placed
 from sandbox.trace.qemu_log import qemu_spans
-from sandbox.trace.span import Span
-
-_current: ContextVar[Recorder | None] = ContextVar("sandbox_trace", default=None)
-_NOTHING: AbstractContextManager[None] = nullcontext()
+from sandbox.trace.span import Span, Track
 
 
-@dataclass
 class Recorder:
-    """Collects spans; any thread may add one."""
+    """Collects what it is told by this process, by QEMU's log and by the guest; any thread may tell it something."""
 
-    recorded: list[Span] = field(default_factory=list)
-    exchanges: list[Exchange] = field(default_factory=list)
-    qemu_logs: list[tuple[str, float | None]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._qemu_logs: list[tuple[str, float | None]] = []
+        self._exchanges: list[Exchange] = []
 
-    def add(self, name: str, begin: float, end: float, **facts: object) -> None:
-        """Take a span of the host."""
-        self.recorded.append(Span(name, begin, end, facts=facts))
+    def add(self, name: str, begin: float, end: float) -> None:
+        """Take a span of the host, in seconds of `time.monotonic`."""
+        self._spans.append(Span(name, begin, end))
 
-    def take_qemu_log(self, text: str, forked: float | None) -> None:
+    def add_qemu_log(self, text: str, forked: float | None) -> None:
         """Take what one QEMU has written about its start; `forked` is when it was forked, by the wall clock."""
-        self.qemu_logs.append((text, forked))
+        self._qemu_logs.append((text, forked))
+
+    def add_exchange(
+        self,
+        era: tuple[str, int],
+        sent: float,
+        answered: float,
+        stages: Sequence[tuple[str, float]],
+        *,
+        track: Track = "agent",
+        begin: float | None = None,
+    ) -> None:
+        """Take the guest's stages between a question and its answer: name, and end on the guest's clock; see there."""
+        self._exchanges.append(
+            Exchange(sent, answered, tuple(GuestStage(*stage) for stage in stages), track, era, begin)
+        )
 
     def spans(self) -> list[Span]:
-        """Return all that was recorded, with the guest's stages at their place on the host's clock."""
+        """Return all of it, with the guest's stages at their place on the host's clock."""
         ahead = time.time() - time.monotonic()
-        qemu = [span for text, forked in self.qemu_logs for span in qemu_spans(text, forked, ahead)]
-        return [*self.recorded, *qemu, *placed(self.exchanges)]
-
-
-class _Stage:
-    def __init__(self, recorder: Recorder, name: str) -> None:
-        self._recorder = recorder
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._begin = time.monotonic()
-
-    def __exit__(self, *_error: object) -> None:
-        self._recorder.add(self._name, self._begin, time.monotonic())
-
-
-def current() -> Recorder | None:
-    """Return the recorder of the trace that is being made here, or None."""
-    return _current.get()
-
-
-def stage(name: str) -> AbstractContextManager[None]:
-    """Return a context whose length becomes a span, if a trace is being made."""
-    recorder = _current.get()
-    return _NOTHING if recorder is None else _Stage(recorder, name)
+        qemu = [span for text, forked in self._qemu_logs for span in qemu_spans(text, forked, ahead)]
+        return [*self._spans, *qemu, *placed(self._exchanges)]
 
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
     """Record all stages in this context, and in the tasks and worker threads that are started from it."""
-    recorder = Recorder()
-    token = _current.set(recorder)
+    trace = Recorder()
+    token = stage.recorder.set(trace)
     try:
-        yield recorder
+        yield trace
     finally:
-        _current.reset(token)
+        stage.recorder.reset(token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -19,7 +19,6 @@ class Span:
     begin: float
     end: float
     track: Track = "host"
-    facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -32,7 +31,7 @@ class Span:
     def within(self, begin: float, end: float) -> Span:
         """Return what of it lies in these bounds; what lies outside becomes a point at the nearer bound."""
         low = min(max(self.begin, begin), end)
-        return Span(self.name, low, max(low, min(self.end, end)), self.track, self.facts)
+        return Span(self.name, low, max(low, min(self.end, end)), self.track)
 
 
 @dataclass(slots=True)
