@@ -25,7 +25,7 @@ from sandbox.trace.span import Span
 from sandbox.trace.stage import stage
 from sandbox.trace.waterfall import waterfall
 
-_PLAIN_WIDTH = 150
+_PLAIN_WIDTH = 110
 
 
 @dataclass(frozen=True)
