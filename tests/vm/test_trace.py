@@ -72,9 +72,9 @@ def test_execution_is_traced_from_end_to_end(tmp_path: Path) -> None:
                 contains(event, other) or other["ts"] + ROUNDING >= event["ts"] + event["dur"] for other in later
             )
 
-    assert 0.95 < share(events, "sandbox exec") <= 1.001
-    assert 0.95 < share(events, "restore") <= 1.001
-    assert 0.95 < share(events, "execute") <= 1.001
+    assert 0.9 < share(events, "sandbox exec") <= 1.001
+    assert 0.9 < share(events, "restore") <= 1.001
+    assert 0.9 < share(events, "execute") <= 1.001
     assert named(events, "run, until it is reaped")["dur"] > 200_000
     assert contains(named(events, "execute"), named(events, "become the user"))
     assert contains(named(events, "libvirt creates the domain"), named(events, "build the machine"))
@@ -91,11 +91,12 @@ def test_restore_is_traced_after_others_that_are_not(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     events = complete(tmp_path / "t.json")
     restore = named(events, "restore")
-    assert share(events, "renew the identity") > 0.95
+    assert share(events, "renew the identity") > 0.9
     assert named(events, "cont")["dur"] < named(events, "let it run")["dur"]
     guest = [event for event in events if event["cat"] == "agent"]
     assert [event["name"] for event in guest][:2] == ["wake, take HELLO and its entropy", "set the names, prove them"]
-    assert all(contains(named(events, "renew the identity"), event) for event in guest)
+    hello = [event for event in events if event["name"] == "HELLO, until READY"]
+    assert all(any(contains(outer, event) for outer in hello) for event in guest)
     assert contains(named(events, "sandbox restore"), restore)
     facts = json.loads((tmp_path / "t.json").read_text())["otherData"]
     assert {"accelerator", "cores", "qemu", "load_before"} <= set(facts)

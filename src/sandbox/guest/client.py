@@ -94,7 +94,9 @@ class GuestClient:
             ahead = GuestClient._delay if attempt == 0 and is_cold else 0.0
             message = encode(Kind.HELLO, self._epoch, 0, identity.hello(ahead))
             with stage("HELLO, until READY"):
+                asked = time.monotonic()
                 payload = await self._ask(message, Kind.READY, timeout)
+                heard = time.monotonic()
             answered = time.time_ns()
             try:
                 ready = identity.verify(payload)
@@ -102,7 +104,7 @@ class GuestClient:
                 raise self._fail(lost(Cause.PROTOCOL, str(error))) from None
             offset = (ready.clock_ns - answered) / 1e9
             self.clock_era = (self.name, self.clock_era[1] + 1)
-            tell_handshake(self.clock_era, sent, sent + int(ahead * 1e9), answered, ready.clock_ns)
+            tell_handshake(self.clock_era, asked, heard, sent + int(ahead * 1e9), ready.clock_ns)
             if (
                 attempt == 0 and is_cold and (delay := ahead - offset) < _LONGEST_DELAY
             ):  # else the guest was still booting

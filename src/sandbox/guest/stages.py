@@ -15,17 +15,16 @@ Era = tuple[str, int]
 """A machine's name, and how often its clock was set."""
 
 
-def tell_handshake(era: Era, sent_ns: int, told_ns: int, answered_ns: int, ready_ns: int) -> None:
+def tell_handshake(era: Era, asked: float, heard: float, told_ns: int, ready_ns: int) -> None:
     """Take the times of one HELLO and READY, if a trace is being made.
 
-    All are of wall clocks: the host's, but for `told_ns`, which the guest's clock was set to, and `ready_ns`, which it
-    showed in READY. So the guest's part costs nothing: it is made of what READY tells in any case.
+    The guest's clock was set to `told_ns` and showed `ready_ns` in READY. So the guest's part costs nothing: it is made
+    of what READY tells in any case.
     """
     if (trace := recorder.get()) is None:
         return
     stages = [("wake, take HELLO and its entropy", told_ns / 1e9), ("set the names, prove them", ready_ns / 1e9)]
-    answered = time.monotonic()
-    trace.add_exchange(era, answered - (answered_ns - sent_ns) / 1e9, answered, stages)
+    trace.add_exchange(era, asked, heard, stages)
 
 
 class ExecutionStages:
