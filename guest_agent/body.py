@@ -12,7 +12,7 @@ import struct
 import termios
 
 import cgroup
-from child import SPENT, Become, Ends
+from child import SPENT, STAMPED, STAMPS, Become, Ends
 from wire import Kind
 
 _ORDER_BYTES = 60 * 1024  # what a pipe takes whole, so that a child that does not read holds nobody up
@@ -73,13 +73,22 @@ class Body:
             return False
         if select.select([self._ready], [], [], 0)[0] and (told := os.read(self._ready, SPENT.size)):
             self.spent = SPENT.unpack(told)[0]
-        for fd in (self._orders, self._ready):
-            os.close(fd)
-        self._orders = self._ready = None
+        os.close(self._orders)
+        self._orders = None
+        if not request.get("trace"):
+            os.close(self._ready)
+            self._ready = None
         if not request.get("control"):
             for kind in (Kind.ASK, Kind.ANSWER):
                 os.close(self.ends.pop(kind))
         return True
+
+    def stamps(self):
+        """Return when a child that was made ahead, for a request that is traced, did what."""
+        if self._ready is None or not select.select([self._ready], [], [], 0)[0]:
+            return {}
+        told = os.read(self._ready, SPENT.size + STAMPS.size)[-STAMPS.size :]  # the first may have come late
+        return dict(zip(STAMPED, STAMPS.unpack(told), strict=True)) if len(told) == STAMPS.size else {}
 
     def wait_ready(self):
         """Return when it has done all that can be done ahead, so that no snapshot is taken of it in between."""

@@ -21,6 +21,8 @@ import watch
 import wire
 from unwind import Unwind
 
+STAMPED = ("read", "dropped", "begun")  # what a child that is traced tells the time of
+STAMPS = struct.Struct("3d")
 SPENT = struct.Struct("d")  # processor seconds that a child made ahead has used before its request
 WORKSPACE = "/workspace"
 SERVERS = {"interpreter": interpreter.serve, "files": files.serve, "watch": watch.serve}
@@ -47,6 +49,7 @@ class Become(Unwind):
         self._request = request
         self._ends = ends
         self._group = group
+        self._stamps = None
 
     def run(self):
         """Never returns."""
@@ -101,9 +104,12 @@ class Become(Unwind):
             payload += piece
         if not payload:
             os._exit(0)
-        for fd in (self._ends.orders, self._ends.ready):
-            os.close(fd)
+        os.close(self._ends.orders)
         self._request = wire.decode_json(payload)
+        if self._request.get("trace"):
+            self._stamps = [time.monotonic()]
+        else:
+            os.close(self._ends.ready)
         if not self._request.get("control"):
             os.closerange(3, 5)
         random.seed()  # as a fork does: this one may lie before a snapshot
@@ -115,6 +121,13 @@ class Become(Unwind):
         waits = self._request["op"] == "interpreter"
         signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def _tell_stamps(self):
+        """The program begins now: tell what is traced, and leave it no descriptor of ours."""
+        if self._stamps is not None:
+            self._stamps.append(time.monotonic())
+            os.write(self._ends.ready, STAMPS.pack(*self._stamps))
+            os.close(self._ends.ready)
 
     def _limit(self, limits):
         files = limits.get("open_files")
@@ -157,8 +170,11 @@ class Become(Unwind):
         os.chdir(request.get("cwd") or WORKSPACE)
         os.environ.clear()
         os.environ.update(environment)
+        if self._stamps is not None:
+            self._stamps.append(time.monotonic())
         if operation == "python":
-            return script.run(path, request.get("argv") or [])
+            return script.run(path, request.get("argv") or [], self._tell_stamps)
+        self._tell_stamps()
         if operation in ("argv", "script"):
             argv = request["argv"] if operation == "argv" else [*request["interpreter"], path, *request["argv"]]
             try:

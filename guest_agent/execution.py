@@ -32,15 +32,20 @@ class Execution:
         self._answer_waits = False
         self._status = None
         self._usage = None
+        self._stamps = None
 
     def start(self, payload):
         """Fork, or take the child that was made ahead. A child leaves the agent's frames by raising `Become`."""
         request = wire.decode_json(payload)
+        if request.get("trace"):
+            self._stamps = {"received": self._started}
         try:
             self._body = self.agent.take_spare(payload, request) or Body(request)
         except OSError as error:
             self._refuse(f"sandbox: cannot start a process in the guest: {error.strerror}\n")
             return
+        if self._stamps is not None:
+            self._stamps["handed"] = time.monotonic()
         self.pid = self._body.pid
         self.agent.children[self.pid] = self
         ends, self._body.ends = self._body.ends, {}
@@ -89,6 +94,8 @@ class Execution:
     def exited(self, status, usage):
         """The child is dead: what it wrote before is still in the pipes and goes out first."""
         self._status, self._usage = status, usage
+        if self._stamps is not None:
+            self._stamps["dead"] = time.monotonic()
         self._forward(list(self._outlets.values()))
 
     def hold_answer(self):
@@ -119,6 +126,8 @@ class Execution:
     def _finish(self):
         """Report the end. Background programs may still hold the pipes: those are emptied into nowhere."""
         status, self._status = self._status, None
+        if self._stamps is not None:
+            self._stamps.update(self._body.stamps())
         self._give_up_pipes()
         end = {
             "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
@@ -130,6 +139,10 @@ class Execution:
         end.update(self._body.group.report())
         if status:
             end["evidence"] = evidence.collect(self._body.group, end.get("oom_kills"))
+        if self._stamps is not None:
+            self._stamps["told"] = time.monotonic()
+            ahead = time.time() - time.monotonic()
+            end["stamps"] = {name: int((stamp + ahead) * 1e9) for name, stamp in self._stamps.items()}
         self._end(end)
 
     def _refuse(self, message):

@@ -29,15 +29,18 @@ def place(name, code):
     return path
 
 
-def run(path, arguments):
-    """Execute the file as `__main__` and return the exit status that an interpreter would give."""
+def run(path, arguments, begin):
+    """Execute the file as `__main__` and return the exit status that an interpreter would give.
+
+    `begin` is called when it is loaded, just before it runs.
+    """
     become_interpreter()
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
     sys.argv = [path, *arguments]
     sys.path.insert(0, os.path.dirname(path))
-    status = _execute(path, main)
+    status = _execute(path, main, begin)
     return finalize(status)
 
 
@@ -74,12 +77,14 @@ def _open_stdio():
     )
 
 
-def _execute(path, main):
+def _execute(path, main, begin):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with open(path, "rb") as file:
             source = file.read()
-        exec(compile(source, path, "exec"), main.__dict__)
+        program = compile(source, path, "exec")
+        begin()
+        exec(program, main.__dict__)
     except SystemExit as exit_:
         return _exit_status(exit_.code)
     except KeyboardInterrupt:

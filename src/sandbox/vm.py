@@ -18,6 +18,7 @@ from sandbox.guest.identity import Identity, Origin, Receipt
 from sandbox.guest.sandbox import Sandbox
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.machine import Machine
+from sandbox.trace.stage import stage
 
 READY_SECONDS = 30.0
 BOOT_SECONDS = 120.0
@@ -186,7 +187,8 @@ async def open_vm(
         loop.add_reader(pidfd, on_death)
         started = time.monotonic()
         try:
-            vm._proof = await client.handshake(Identity(hostname=machine.name), ready_seconds)
+            with stage("renew the identity"):
+                vm._proof = await client.handshake(Identity(hostname=machine.name), ready_seconds)
         except GuestLost as error:
             said = machine.console.last_line()
             said = f"{error}; its console ends with: {said}" if said else str(error)
@@ -197,7 +199,8 @@ async def open_vm(
         loop.remove_reader(pidfd)
         if client is not None:  # whoever still waits for an execution hears of the end
             client.close(lost(Cause.RELEASED, f"the lease on {machine.name} has ended: its VM is destroyed"))
-        await machine.destroy()
+        with stage("destroy the VM"):
+            await machine.destroy()
 
 
 def _death(machine: Machine) -> GuestLost:

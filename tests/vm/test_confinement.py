@@ -105,9 +105,9 @@ async def test_another_device_is_noticed(template: Template, kind: str) -> None:
         with ExitStack() as stack:
             for path in (channel, console):
                 stack.enter_context(Listener(path, host.owner))
-            ids = {"uuid": "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e01", "genid": "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e02"}
+            uuid, genid = "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e01", "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e02"
             spec = replace(template.spec, memory_file=None, state=None)
-            xml = domain_xml(spec, host.platform, name=name, channel=channel, console=console, **ids)
+            xml = domain_xml(spec, host.platform, name=name, uuid=uuid, genid=genid, channel=channel, console=console)
             xml = xml.replace("<memballoon", f"{EXTRA[kind]}<memballoon")
             host._launch(name, xml, spec)
             try:

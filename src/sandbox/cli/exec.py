@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import re
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox.cli.environment import variables
 from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
@@ -20,9 +22,12 @@ from sandbox.guest.execution import Status
 from sandbox.guest.request import CAPTURE_BYTES
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
+from sandbox.trace.stage import stage
 from sandbox.vm import VM
 
 LANGUAGES = {".py": "python", ".sh": "bash", ".js": "node"}
+Command = Callable[[], Coroutine[Any, Any, int]]
+Around = Callable[[Command, TemplateConfig], Coroutine[Any, Any, int]]
 _ID = "main"
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
 _KINDS = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
@@ -50,6 +55,14 @@ class ExecRequest:
     as_json: bool
 
 
+def exec_request(script: str | None, code: str | None, args: list[str] | None, **options: Any) -> ExecRequest:
+    """Return the request for these arguments: with `-c` every positional one is the program's."""
+    arguments = list(args or [])
+    if code is not None and script is not None:
+        arguments, script = [script, *arguments], None
+    return ExecRequest(script=script, code=code, args=arguments, **options)
+
+
 @dataclass(frozen=True)
 class _Job:
     """The same, checked and loaded."""
@@ -63,15 +76,15 @@ class _Job:
     get: list[Transfer]
 
 
-def run_exec(request: ExecRequest) -> int:
-    """Run the request and return the exit code."""
+def run_exec(request: ExecRequest, around: Around = lambda command, _: command()) -> int:
+    """Run the request and return the exit code; `around` gets what runs it, and on which template."""
     try:
         job = _prepare(request)
     except ScriptError as error:
         return report(error, as_json=request.as_json, status=error.status)
     except SandboxError as error:
         return report(error, as_json=request.as_json)
-    return run(_exec(request, job), as_json=request.as_json)
+    return run(around(lambda: _exec(request, job), job.config), as_json=request.as_json)
 
 
 def _prepare(request: ExecRequest) -> _Job:
@@ -95,9 +108,12 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
     template = await Template.ensure(job.config)
     async with template.lease() as vm:
         for transfer in job.put:
-            _tell_skipped("put", transfer, await put(vm, transfer, cwd=request.cwd, user=request.user))
+            with stage("put a file or directory"):
+                names = await put(vm, transfer, cwd=request.cwd, user=request.user)
+            _tell_skipped("put", transfer, names)
         try:
-            result = await _run(vm, request, job)
+            with stage("execute"):
+                result = await _run(vm, request, job)
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:
                 say({**_envelope(lost.partial), "kind": "infra", "error": describe(lost)})
@@ -149,7 +165,9 @@ async def _get_all(vm: VM, transfers: list[Transfer], request: ExecRequest) -> S
     failure: SandboxError | None = None
     for transfer in transfers:
         try:
-            _tell_skipped("get", transfer, await get(vm, transfer, cwd=request.cwd, user=request.user))
+            with stage("get a file or directory"):
+                names = await get(vm, transfer, cwd=request.cwd, user=request.user)
+            _tell_skipped("get", transfer, names)
         except SandboxError as error:
             failure = failure or error
     return failure

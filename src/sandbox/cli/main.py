@@ -9,6 +9,25 @@ from typing import Annotated, Literal
 
 import typer
 
+from sandbox.cli.options import (
+    ArgsArgument,
+    CodeOption,
+    CwdOption,
+    EnvFileOption,
+    EnvOption,
+    GetOption,
+    IdleTimeoutOption,
+    ImageOption,
+    LanguageOption,
+    MemoryOption,
+    PtyOption,
+    PutOption,
+    ScriptArgument,
+    TimeoutOption,
+    UserOption,
+)
+from sandbox.cli.trace_app import trace_app
+
 # pydantic would look through every installed package for plugins of its own, with each command.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 TOOL_FAILED, CANNOT_INVOKE, NOT_FOUND, INTERRUPTED = 125, 126, 127, 130
@@ -24,14 +43,8 @@ image_app = typer.Typer(no_args_is_help=True, help="Build and look after guest i
 app.add_typer(image_app, name="image")
 template_app = typer.Typer(no_args_is_help=True, help="Look after golden snapshots and their generations.")
 app.add_typer(template_app, name="template")
+app.add_typer(trace_app, name="trace")
 TemplateArgument = Annotated[str, typer.Argument(help="A series, or the beginning of a template's name.")]
-
-ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
-MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
-EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")]
-EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
-CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
-UserOption = Annotated[str | None, typer.Option("--user", help="User in the guest; root is one.")]
 
 
 def _print_version(value: bool) -> None:
@@ -55,30 +68,19 @@ def _common(
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_command(
-    script: Annotated[
-        str | None, typer.Argument(metavar="SCRIPT", help="A file of this host, or - for standard input.")
-    ] = None,
-    args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")] = None,
-    code: Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")] = None,
-    language: Annotated[
-        str | None, typer.Option(help="python, bash or another one of the image; by default from the file's ending.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")
-    ] = None,
-    idle_timeout: Annotated[float | None, typer.Option(help="The same after so many seconds without output.")] = None,
+    script: ScriptArgument = None,
+    args: ArgsArgument = None,
+    code: CodeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
     env: EnvOption = None,
     env_file: EnvFileOption = None,
     cwd: CwdOption = None,
     user: UserOption = None,
-    put: Annotated[
-        list[str] | None, typer.Option(metavar="HOST[:GUEST]", help="Copy a file or directory in before the run.")
-    ] = None,
-    get: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
-    ] = None,
-    pty: Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours.")] = False,
+    put: PutOption = None,
+    get: GetOption = None,
+    pty: PtyOption = False,
     memory: MemoryOption = "256",
     image: ImageOption = "default",
     json_: Annotated[
@@ -90,15 +92,12 @@ def exec_command(
     Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
     124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
     """
-    from sandbox.cli.exec import ExecRequest, run_exec
+    from sandbox.cli.exec import exec_request, run_exec
 
-    arguments = list(args or [])
-    if code is not None and script is not None:  # with -c every positional argument is the program's
-        arguments, script = [script, *arguments], None
-    request = ExecRequest(
-        script=script,
-        code=code,
-        args=arguments,
+    request = exec_request(
+        script,
+        code,
+        args,
         timeout=timeout,
         idle_timeout=idle_timeout,
         env=env or [],

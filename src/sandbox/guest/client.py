@@ -16,8 +16,10 @@ from sandbox.guest.execution import Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
+from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.trace.stage import stage
 from sandbox.wire import (
     GUEST_LIMITS,
     HEADER_BYTES,
@@ -57,6 +59,8 @@ class GuestClient:
         self.name = name
         self.timings: Mapping[str, float] = {}
         self.lost: GuestLost | None = None
+        self.clock_era = (name, 0)
+        """Changes whenever the guest's clock is set; for traces."""
         self.is_open = True
         """False as soon as the guest's end is closed, a moment before `lost` can say why."""
         self.executions = Registry()
@@ -89,13 +93,18 @@ class GuestClient:
             sent = time.time_ns()
             ahead = GuestClient._delay if attempt == 0 and is_cold else 0.0
             message = encode(Kind.HELLO, self._epoch, 0, identity.hello(ahead))
-            payload = await self._ask(message, Kind.READY, timeout)
+            with stage("HELLO, until READY"):
+                asked = time.monotonic()
+                payload = await self._ask(message, Kind.READY, timeout)
+                heard = time.monotonic()
             answered = time.time_ns()
             try:
                 ready = identity.verify(payload)
             except ProtocolError as error:
                 raise self._fail(lost(Cause.PROTOCOL, str(error))) from None
             offset = (ready.clock_ns - answered) / 1e9
+            self.clock_era = (self.name, self.clock_era[1] + 1)
+            tell_handshake(self.clock_era, asked, heard, sent + int(ahead * 1e9), ready.clock_ns)
             if (
                 attempt == 0 and is_cold and (delay := ahead - offset) < _LONGEST_DELAY
             ):  # else the guest was still booting

@@ -28,6 +28,27 @@ class Evidence(BaseModel):
     kernel_log: str = Field(default="", max_length=1000)
 
 
+class Stamps(BaseModel):
+    """When the guest did what, in nanoseconds of its wall clock: only for a trace, and only if START asked for it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    received: int = Field(ge=0, le=_COUNT_MAX)
+    """The agent took START."""
+    handed: int = Field(ge=0, le=_COUNT_MAX)
+    """A child had the request."""
+    read: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
+    """The child had read it; this and the next two are missing for a child that was not made ahead."""
+    dropped: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
+    """It had become the user."""
+    begun: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
+    """It had loaded the program, which ran from then on."""
+    dead: int = Field(ge=0, le=_COUNT_MAX)
+    """It was reaped."""
+    told: int = Field(ge=0, le=_COUNT_MAX)
+    """The agent told the end."""
+
+
 class End(BaseModel):
     """The guest's account of how a program ended: data about the program, never trusted for safety."""
 
@@ -40,6 +61,7 @@ class End(BaseModel):
     peak_memory_bytes: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
     oom_kills: int = Field(default=0, ge=0, le=_COUNT_MAX)
     evidence: Evidence | None = None
+    stamps: Stamps | None = None
 
 
 _OUTCOMES = {

@@ -21,6 +21,7 @@ from sandbox.guest.inputs import Inputs
 from sandbox.guest.intake import AnswerSink, Follower, Intake
 from sandbox.guest.output import Record
 from sandbox.guest.request import Request
+from sandbox.guest.stages import ExecutionStages
 from sandbox.guest.verdict import Ending, lost
 from sandbox.result import Outcome, Result
 from sandbox.wire import (
@@ -81,6 +82,7 @@ class Execution:
         self._over = anyio.Event()
         self._deadlines = Deadlines(self.stop)
         self._mark = 0
+        self._stages = None if request.is_server else ExecutionStages.if_wanted(client.clock_era)
 
     def __repr__(self) -> str:
         return f"<Execution {self.id} {self.status}>"
@@ -143,6 +145,8 @@ class Execution:
         await self._over.wait()
         assert self._ending is not None
         result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
+        if self._stages is not None:
+            self._stages.reported()
         if isinstance(self._ending.end, GuestLost) and result.outcome in LOST:
             error = afresh(self._ending.end)
             error.partial, error.certificate = result, result.certificate
@@ -197,8 +201,13 @@ class Execution:
 
     def start(self) -> None:
         """Send the request and start the clocks. Synchronous: either it was sent or nothing happened."""
-        self._client.send_json(Kind.START, self.number, self._request.message())
+        message = self._request.message()
+        if self._stages is not None:
+            message["trace"] = True
+        self._client.send_json(Kind.START, self.number, message)
         self._mark = self._client.queued_bytes
+        if self._stages is not None:
+            self._stages.sent()
         self._request = replace(self._request, fields={}, env={})  # up to 8 MiB, and not needed any more
         if self._request.timeout is not None:
             self._deadlines.limit(self._request.timeout)
@@ -252,6 +261,8 @@ class Execution:
             if self.pid is not None:
                 raise FrameError(f"execution {self.number} started twice")
             self.pid = decode_pid(frame.payload)
+            if self._stages is not None:
+                self._stages.started()
             self._intake.wake()
         elif frame.kind is Kind.EXITED:
             end = End.model_validate(decode_json(frame.payload))
@@ -273,6 +284,8 @@ class Execution:
     # Inside.
 
     def _take_output(self, kind: Kind, data: bytes) -> None:
+        if self._stages is not None:
+            self._stages.output()
         self._intake.take(kind, data)
         if kind is Kind.ANSWER:
             self._is_asked = False
@@ -298,6 +311,8 @@ class Execution:
             last_output=None if last is None else now - last,
             was_sent=self._mark != 0 and self._client.sent_bytes >= self._mark,
         )
+        if self._stages is not None:
+            self._stages.ended(end.stamps if isinstance(end, End) else None)
         self._over.set()
         self._inputs.end()
         self._intake.end()

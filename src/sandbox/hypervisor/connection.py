@@ -23,6 +23,7 @@ import libvirt_qemu
 from sandbox.hypervisor.process import become_subreaper
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.trace.stage import stage
 
 _EMBED_CONFIG = """\
 stdio_handler = "file"
@@ -118,14 +119,18 @@ class Connection:
         self._log_files[name] = log_file
         domain = None
         try:
-            domain = self._handle.createXML(xml, flags)
+            with stage("libvirt creates the domain"):
+                domain = self._handle.createXML(xml, flags)
             if state is not None:
-                _ignore_shared_memory(domain)
-                _qmp(domain, "migrate-incoming", uri=f"file:{state}")
-                _wait_migrated(domain, "loading the saved state")
+                with stage("have the state loaded"):
+                    _ignore_shared_memory(domain)
+                    _qmp(domain, "migrate-incoming", uri=f"file:{state}")
+                    _wait_migrated(domain, "loading the saved state")
             if before_running is not None:
-                before_running()
-            domain.resume()
+                with stage("wait for the control group"):
+                    before_running()
+            with stage("let it run"):
+                domain.resume()
         except (libvirt.libvirtError, HypervisorError) as error:
             if domain is not None:
                 self.destroy(name)

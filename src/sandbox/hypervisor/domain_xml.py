@@ -15,16 +15,35 @@ from sandbox.hypervisor.spec import TRANSLATION_MIB, MachineSpec, Platform
 from sandbox.wire import PORT_NAME
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable"
+_TRACED = (
+    "qio_channel_socket_connect_complete",
+    "find_ram_offset",
+    "qmp_enter_*",
+    "qmp_exit_*",
+    "migrate_set_state",
+)
+"""Events that only the host causes: a guest must not be able to fill the host's disk by way of a log."""
 DEVICES_VERSION = 3
 """Raised whenever this file changes the hardware that a guest sees: templates baked before are then stale."""
 
 
 def domain_xml(
-    spec: MachineSpec, platform: Platform, *, name: str, uuid: str, genid: str, channel: Path, console: Path
+    spec: MachineSpec,
+    platform: Platform,
+    *,
+    name: str,
+    uuid: str,
+    genid: str,
+    channel: Path,
+    console: Path,
+    trace: Path | None = None,
 ) -> str:
-    """Return the XML of a transient domain whose channel and console connect to these listening sockets."""
+    """Return the XML of a transient domain whose channel and console connect to these listening sockets.
+
+    `trace` is a file that QEMU writes a log of its start to.
+    """
     kind = "kvm" if platform.accelerator == "kvm" else "qemu"
-    arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec, console))
+    arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec, console, trace))
     return f"""\
 <domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name><uuid>{uuid}</uuid><genid>{genid}</genid>
@@ -61,7 +80,7 @@ def domain_xml(
 """
 
 
-def _arguments(spec: MachineSpec, console: Path) -> list[str]:
+def _arguments(spec: MachineSpec, console: Path, trace: Path | None) -> list[str]:
     """Return what libvirt's XML cannot say."""
     arguments = [
         *("-chardev", f"socket,id=console0,path={_comma(console)}"),
@@ -79,6 +98,8 @@ def _arguments(spec: MachineSpec, console: Path) -> list[str]:
         arguments += ["-machine", "memory-backend=ram0"]
     if spec.state is not None:
         arguments += ["-incoming", "defer"]
+    if trace is not None:
+        arguments += ["-D", str(trace), *(word for event in _TRACED for word in ("-trace", event))]
     return arguments
 
 

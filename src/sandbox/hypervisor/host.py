@@ -31,9 +31,11 @@ from sandbox.hypervisor.midwife import Midwife
 from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
+from sandbox.hypervisor.start_log import start_log
 from sandbox.hypervisor.stream import Listener, SocketStream, peer_pid
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.trace.stage import stage
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -141,7 +143,8 @@ class Hypervisor:
         name = f"sbx-{self.rundir.path.name}-{next(self._numbers)}"
         handover: Handover[Started] = Handover()
         try:
-            process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
+            with stage("start the machine"):
+                process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
                 threading.Thread(target=self._end_blocking, args=(name, *started), daemon=True).start()
@@ -152,12 +155,19 @@ class Hypervisor:
 
     def _start_blocking(self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started]) -> Started:
         """Do all that blocks in one thread, and end what was started if nobody takes it."""
+        with stage("in the worker thread"):
+            return self._admit_and_bring_up(name, spec, reserve_mib, handover)
+
+    def _admit_and_bring_up(
+        self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started]
+    ) -> Started:
         if spec.state is not None and not self.facts.is_current():  # QEMU checks next to nothing of a saved state
             raise HypervisorError(
                 "QEMU was replaced since this process looked at it; the saved state is not of this one"
             )
         try:
-            self.admission.admit(name, spec.memory_mib, reserve_mib)
+            with stage("admit it to the host"):
+                self.admission.admit(name, spec.memory_mib, reserve_mib)
             return self._bring_up(name, spec, handover)
         except BaseException as error:
             self.forget_blocking(name)
@@ -170,6 +180,10 @@ class Hypervisor:
             try:
                 listener = stack.enter_context(Listener(self.rundir.path / f"{name}.sock", self.owner))
                 console_listener = stack.enter_context(Listener(self.rundir.path / f"{name}.con", self.owner))
+                trace = None
+                if self.connection.is_embedded:  # a daemon's QEMU cannot write to our directory
+                    log_file = self.rundir.path / f"{name}.trace"
+                    trace = stack.enter_context(start_log(log_file, self.owner, self._pid_file(name)))
             except OSError as error:
                 raise _host_lacks(error) from error
             xml = domain_xml(
@@ -180,13 +194,15 @@ class Hypervisor:
                 genid=str(uuid.uuid4()),
                 channel=listener.path,
                 console=console_listener.path,
+                trace=trace,
             )
             self._launch(name, xml, spec)
             sock = console = process = None
             try:
-                sock = listener.accept(ACCEPT_SECONDS)
-                console = console_listener.accept(ACCEPT_SECONDS)
-                process = Process.open(peer_pid(sock), name)
+                with stage("take its channel"):
+                    sock = listener.accept(ACCEPT_SECONDS)
+                    console = console_listener.accept(ACCEPT_SECONDS)
+                    process = Process.open(peer_pid(sock), name)
                 if process is None:
                     raise HypervisorError(
                         f"QEMU of {name} ended as soon as it had started; `-vv` shows libvirt's messages"
@@ -204,9 +220,9 @@ class Hypervisor:
         if not self.connection.is_embedded:  # the daemon's QEMU is the daemon's to confine
             self.connection.start(name, xml, spec.state, self._log_file(name))
             return
-        group = self.groups.make(name, caps(spec, self.platform, self._cpu_limit))
-        pid_file = self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
-        with Midwife(pid_file, name, group).at_work() as midwife:
+        with stage("make the control group"):
+            group = self.groups.make(name, caps(spec, self.platform, self._cpu_limit))
+        with Midwife(self._pid_file(name), name, group).at_work() as midwife:
             self.connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
 
     def forget_blocking(self, name: str) -> None:
@@ -227,6 +243,9 @@ class Hypervisor:
         with suppress(HypervisorError):
             self.connection.destroy(name)
         self.forget_blocking(name)
+
+    def _pid_file(self, name: str) -> Path:
+        return self.rundir.path / "l" / "run" / "qemu" / f"{name}.pid"
 
     def _log_file(self, name: str) -> Path:
         return self.rundir.path / "l" / "log" / "qemu" / f"{name}.log"

@@ -22,6 +22,7 @@ from sandbox.template.drift import Drift
 from sandbox.template.hold import Hold
 from sandbox.template.manifest import MEMORY, STATE, TemplateManifest
 from sandbox.template.series import Candidate, Series
+from sandbox.trace.stage import recorder, stage
 from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
 
 _START_ATTEMPTS = 2
@@ -71,8 +72,10 @@ class Template:
         However many processes ask at once, one of them builds. A template whose files or whose environment differ
         from its manifest is never used: it is baked anew.
         """
-        series = await Series.of(config or TemplateConfig(), host_config or HostConfig(), cls)
-        return await series.ensure()
+        with stage("open libvirt, find the image"):
+            series = await Series.of(config or TemplateConfig(), host_config or HostConfig(), cls)
+        with stage("verify the template"):
+            return await series.ensure()
 
     @property
     def generation(self) -> int:
@@ -168,6 +171,8 @@ class Template:
         machine = await self.host.start(self.spec, reserve_mib=self.memory_reserve_mib)
         async with open_vm(machine, ready_seconds=READY_SECONDS, languages=self.languages) as vm:
             restored = time.monotonic()
+            if (trace := recorder.get()) is not None:
+                trace.add("restore", started, restored)
             vm.is_lent = True
             vm.tell_template(self.manifest.series, self.generation, self.baked_at)
             if self._is_warm:

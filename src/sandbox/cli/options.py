@@ -1,0 +1,43 @@
+"""Options and arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
+MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
+EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")]
+EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
+CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
+UserOption = Annotated[str | None, typer.Option("--user", help="User in the guest; root is one.")]
+ScriptArgument = Annotated[
+    str | None, typer.Argument(metavar="SCRIPT", help="A file of this host, or - for standard input.")
+]
+ArgsArgument = Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")]
+CodeOption = Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")]
+LanguageOption = Annotated[
+    str | None, typer.Option(help="python, bash or another one of the image; by default from the file's ending.")
+]
+TimeoutOption = Annotated[float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")]
+IdleTimeoutOption = Annotated[float | None, typer.Option(help="The same after so many seconds without output.")]
+PutOption = Annotated[
+    list[str] | None, typer.Option(metavar="HOST[:GUEST]", help="Copy a file or directory in before the run.")
+]
+GetOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
+]
+PtyOption = Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours.")]
+TraceJsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write trace events, for Perfetto or Chrome.")
+]
+TraceHtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the picture as a page.")]
+WarmUpOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Restore so many clones first: what a process does once is done then.")
+]
+ShortestOption = Annotated[
+    float, typer.Option(metavar="MS", min=0, help="Draw stages shorter than this as one; --json has them all.")
+]

@@ -1,0 +1,94 @@
+"""The commands of `sandbox trace`: what can be written after it. Heavy imports wait until one of them runs."""
+
+from __future__ import annotations
+
+import typer
+
+from sandbox.cli.options import (
+    ArgsArgument,
+    CodeOption,
+    CwdOption,
+    EnvFileOption,
+    EnvOption,
+    GetOption,
+    IdleTimeoutOption,
+    ImageOption,
+    LanguageOption,
+    MemoryOption,
+    PtyOption,
+    PutOption,
+    ScriptArgument,
+    ShortestOption,
+    TimeoutOption,
+    TraceHtmlOption,
+    TraceJsonOption,
+    UserOption,
+    WarmUpOption,
+)
+
+trace_app = typer.Typer(no_args_is_help=True, help="Show where the time of a restore or of an execution goes.")
+
+
+@trace_app.command("exec", context_settings={"allow_interspersed_args": False})
+def trace_exec(
+    script: ScriptArgument = None,
+    args: ArgsArgument = None,
+    code: CodeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    put: PutOption = None,
+    get: GetOption = None,
+    pty: PtyOption = False,
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: TraceJsonOption = None,
+    html: TraceHtmlOption = None,
+    warm_up: WarmUpOption = 0,
+    shortest: ShortestOption = 0.5,
+) -> None:
+    """Run a script as `sandbox exec` does, and show where the time went.
+
+    The picture goes to standard error, after the script's own output; the exit code is the script's.
+    """
+    from sandbox.cli.exec import exec_request
+    from sandbox.cli.trace import TraceRequest, run_trace_exec
+
+    request = exec_request(
+        script,
+        code,
+        args,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        env=env or [],
+        env_file=env_file or [],
+        memory=memory,
+        image=image,
+        language=language,
+        cwd=cwd,
+        user=user,
+        pty=pty,
+        put=put or [],
+        get=get or [],
+        as_json=False,
+    )
+    raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, warm_up, shortest)))
+
+
+@trace_app.command("restore")
+def trace_restore(
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: TraceJsonOption = None,
+    html: TraceHtmlOption = None,
+    warm_up: WarmUpOption = 0,
+    shortest: ShortestOption = 0.5,
+) -> None:
+    """Restore one virtual machine, destroy it, and show where the time went."""
+    from sandbox.cli.trace import TraceRequest, run_trace_restore
+
+    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, warm_up, shortest)))
