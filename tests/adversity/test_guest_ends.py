@@ -138,7 +138,7 @@ LIMITED = {
         *(Limits(file_bytes=9999), None, b""),
     ),
     "processor time": (
-        "import time\nwhile time.process_time() < 1.5: pass",
+        "import time\nwhile time.process_time() < 3: pass",
         *(Limits(cpu_seconds=1), Cause.CPU_LIMIT, b""),
     ),
     "output": ("print('x' * 99999)", Limits(output_bytes=9999), Cause.OUTPUT_LIMIT, b""),
