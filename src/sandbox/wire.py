@@ -71,6 +71,8 @@ class Kind(IntEnum):
     PONG = 73
 
 
+_KINDS: Mapping[int, Kind] = {int(kind): kind for kind in Kind}
+"""`Kind(number)` runs four functions, which an emulated clone has to translate before it answers."""
 INPUTS = (Kind.STDIN, Kind.ASK)
 OUTPUTS = (Kind.OUT, Kind.ERR, Kind.ANSWER)
 
@@ -243,7 +245,7 @@ class Decoder:
                 end = start + HEADER_BYTES + length
                 if size < end:
                     break
-                frames.append(Frame(Kind(kind), epoch, ident, bytes(view[start + HEADER_BYTES : end])))
+                frames.append(Frame(_KINDS[kind], epoch, ident, bytes(view[start + HEADER_BYTES : end])))
                 start = end
         if start:
             del self._buffer[:start]
