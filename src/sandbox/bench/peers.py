@@ -33,14 +33,18 @@ _PATH = "/usr/bin:/bin"
 """Debian's interpreter, whatever virtual environment we run in: a box that is made of /usr has that one, too."""
 
 
+Outcome = tuple[str, float]
+"""What was printed, and when that was in hand, by the monotonic clock. What is then cleared away does not count."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to run a script: in `run` the script is run and its output returned."""
+    """One way to run a script."""
 
     id: str
     name: str
     isolates: str
-    run: Callable[[], Awaitable[str]]
+    run: Callable[[], Awaitable[Outcome]]
     is_ours: bool = False
     """Ours must work; any other is left out, with a note, where it does not."""
 
@@ -76,11 +80,10 @@ async def _once(suite: Suite, pool: VMPool, peer: Peer) -> float:
     await pool.wait_ready()  # refilling it would slow the peer down
     suite.say(f"measuring {peer.name}")
     started = time.monotonic()
-    said = await peer.run()
-    seconds = time.monotonic() - started
+    said, ended = await peer.run()
     if said != OUTPUT:
         raise RuntimeError(f"{peer.name} printed {said!r}")
-    return seconds
+    return ended - started
 
 
 def _figure(suite: Suite, peer: Peer) -> Figure:
@@ -94,21 +97,21 @@ def _peers(suite: Suite, pool: VMPool, directory: Path) -> list[Peer]:
     image = ImageStore(HostConfig().paths.images).find(template.manifest.requirement.image)
     cold = ColdQemu(image, template.host.platform, template.spec.memory_mib, directory)
 
-    async def from_pool() -> str:
+    async def from_pool() -> Outcome:
         async with pool.acquire() as vm:
             if vm.origin != "hit":
                 raise RuntimeError("the pool was full and yet was missed")
-            return (await vm.run(CODE)).check().text
+            return (await vm.run(CODE)).check().text, time.monotonic()
 
-    async def from_template() -> str:
+    async def from_template() -> Outcome:
         async with template.lease() as vm:
-            return (await vm.run(CODE)).check().text
+            return (await vm.run(CODE)).check().text, time.monotonic()
 
     peers = [
         Peer("P1", "a VM from the warm pool", _MACHINE, from_pool, is_ours=True),
         Peer("P2", "a fresh clone of the template", _MACHINE, from_template, is_ours=True),
         Peer("P3", "`sandbox exec`, nothing running", _MACHINE, _program(_sandbox_exec(directory)), is_ours=True),
-        Peer("P4", "a cold boot of QEMU", _MACHINE, lambda: run_sync(cold.run, CODE), is_ours=True),
+        Peer("P4", "a cold boot of QEMU", _MACHINE, _blocking(lambda: cold.run(CODE)), is_ours=True),
     ]
     python = shutil.which("python3", path=_PATH)
     if python is None:
@@ -143,21 +146,28 @@ def _box(bubblewrap: str) -> list[str]:
     return [bubblewrap, "--unshare-all", "--die-with-parent", *mounts]
 
 
-def _program(command: list[str]) -> Callable[[], Awaitable[str]]:
+def _program(command: list[str]) -> Callable[[], Awaitable[Outcome]]:
     def run() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS).stdout
 
-    return lambda: run_sync(run)
+    return _blocking(run)
 
 
-def _quicksand(suite: Suite) -> Callable[[], Awaitable[str]]:
+def _blocking(run: Callable[[], str]) -> Callable[[], Awaitable[Outcome]]:
+    async def wait() -> Outcome:
+        return await run_sync(run), time.monotonic()
+
+    return wait
+
+
+def _quicksand(suite: Suite) -> Callable[[], Awaitable[Outcome]]:
     """Boot its Alpine machine for one command, which is the shell's own: that image has no Python."""
     # Its own probe takes a /dev/kvm that cannot be used for one that can.
     accelerator = "tcg" if suite.template.host.platform.accelerator == "tcg" else "auto"
 
-    async def run() -> str:
+    async def run() -> Outcome:
         async with import_module("quicksand").Sandbox(image="alpine", accel=accelerator) as box:
-            return str((await box.execute("echo 1")).stdout)
+            return str((await box.execute("echo 1")).stdout), time.monotonic()
 
     return run
 
