@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CODE, OUTPUT = "print(1)", "1\n"
 _SECONDS = 60.0
-_MACHINE = "kernel, memory, files, network"
+_MACHINE = "kernel, files, network, processes"
 _PATH = "/usr/bin:/bin"
 """Debian's interpreter, whatever virtual environment we run in: a box that is made of /usr has that one, too."""
 

@@ -100,7 +100,7 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
         is_whole = True
     finally:
         if not is_whole:
-            suite.note("stopped early: what follows in the plan was not measured")
+            suite.note(f"stopped early, with {len(figures)} figures measured and more wanted")
         if figures:
             _tell(figures, environment(template) | {"load_before": load}, suite.notes, request)
     changes = compare(figures, before)
