@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_points_of_a_curve_are_drawn_as_one_picture() -> None:
     assert (text.count("<polyline"), text.count("<circle")) == (6, 12)
     assert "<p>ends before &lt;100&gt;</p>" in text
     assert "&lt;nothing&gt;" in text
+
+
+@pytest.mark.parametrize("tail", [0.002, 0.5])
+def test_every_mark_of_a_curve_lies_inside_its_picture(tail: float) -> None:
+    """Also where the tail is hundreds of times the median, which then is still to be told from the bottom."""
+    text = html([_figure(f"A1@{count}", *[0.001] * 50, tail) for count in (1, 20, 400)], {})
+    marks = [(float(x), float(y)) for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', text)]
+    assert len(marks) == 9
+    assert all(0 < x < 640 and 0 < y < 196 for x, y in marks)
+    assert max(y for _, y in marks) < 190
 
 
 def test_figures_are_chosen_by_id_and_by_group() -> None:

@@ -10,12 +10,16 @@ from sandbox.bench.figure import Figure, percentile
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 640, 220, 70, 24, 12
 _LINES = ((50, "#2563eb"), (95, "#7aa2e8"), (99, "#9a9a9a"))
+_WIDE = 10.0
+"""Where the tail is so many times the median, equal lengths upwards are equal ratios, or the median would be flat."""
 
 
 def curve(points: list[Figure], show: Callable[[Figure, float], str]) -> str:
-    """Return a metric's points as one drawing: VMs to the right in equal ratios, values upwards from 0."""
+    """Return a metric's points as one drawing: VMs to the right in equal ratios, values upwards from 0 if they fit."""
     points = sorted(points, key=lambda point: point.live or 0)
-    top = max(percentile(point.samples, 99) for point in points) or 1.0
+    medians = [point.p50 for point in points]
+    top = max(point.p99 for point in points) or 1.0
+    bottom = min(medians) / 2 if min(medians) > 0 and top > _WIDE * max(medians) else 0.0
     widest = math.log(max(2, points[-1].live or 0))
     span, rise = _WIDTH - _LEFT - _MARGIN, _HEIGHT - _BOTTOM - _MARGIN
 
@@ -23,13 +27,14 @@ def curve(points: list[Figure], show: Callable[[Figure, float], str]) -> str:
         return _LEFT + math.log(point.live or 1) / widest * span
 
     def up(value: float) -> float:
-        return _HEIGHT - _BOTTOM - value / top * rise
+        share = math.log(value / bottom) / math.log(top / bottom) if bottom else value / top
+        return _HEIGHT - _BOTTOM - share * rise
 
     drawn = []
-    for part in (0.0, 0.5, 1.0):
-        y = up(part * top)
+    for value in (bottom, math.sqrt(bottom * top) or top / 2, top):
+        y = up(value)
         drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        drawn.append(_label(_LEFT - 6, y + 4, show(points[0], part * top), "end"))
+        drawn.append(_label(_LEFT - 6, y + 4, show(points[0], value), "end"))
     drawn += [_label(across(point), _HEIGHT - 6, str(point.live), "middle") for point in points]
     for percent, color in reversed(_LINES):
         marks = [(across(point), up(percentile(point.samples, percent))) for point in points]
