@@ -18,6 +18,7 @@ from sandbox.observe.metrics import Metrics
 from sandbox.pool.lease import Lease
 from sandbox.pool.pool import VMPool
 from sandbox.pool.queue import Request
+from sandbox.pool.slot import SlotState
 from sandbox.vm import VMSource
 from tests.agreement import assert_agreement
 from tests.fakes.virtual_time import VirtualTimeLoop
@@ -163,6 +164,12 @@ class PoolMachine(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             for shelf in self.pool._keeper.shelves.values():
                 assert not (len(shelf.queue) and any(slot.is_claimable for slot in shelf.ready))
+
+    @invariant()
+    def who_wakes_is_known_without_counting(self) -> None:
+        if hasattr(self, "pool"):
+            for shelf in self.pool._shelves.values():
+                assert shelf.waking == {slot for slot in shelf.slots if slot.state is SlotState.WAKING}
 
     def teardown(self) -> None:
         """In the end everything is gone, and whoever still waited was told."""

@@ -1,38 +1,66 @@
-"""The figures of a warm pool: claims, refills, and many callers at once."""
+"""The figures of a warm pool: claims, refills, and a few callers at once."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import anyio
-
 from sandbox.bench.figure import Figure
+from sandbox.bench.yardstick import YARDSTICK, yardstick
+from sandbox.pool.lease import Lease
+from sandbox.pool.pool import VMPool
 
 if TYPE_CHECKING:
     from sandbox.bench.suite import Suite
 
 MIB = 1024 * 1024
-_BATCH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One claim and its clock; times are seconds of the monotonic clock."""
+
+    lease: Lease
+    started: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether the VM stood ready; only such a claim may be called warm."""
+        return self.lease.vm.origin == "hit"
+
+
+async def claim_one(pool: VMPool) -> Claim:
+    started = time.monotonic()
+    lease = await pool.claim()
+    return Claim(lease, started, time.monotonic())
 
 
 async def claim(suite: Suite) -> Figure:
     """A VM that stands ready changes hands."""
     figure = suite.figure("A1", "claim from the warm pool", "call (T0) → VM claimed (T1), pool hits only")
     async with suite.pool(4) as pool:
-        while len(figure.samples) < suite.n(100):
-            await pool.wait_ready()
-            hits = pool.statistics().hits
-            started = time.monotonic()
-            lease = await pool.claim()
-            seconds = time.monotonic() - started
-            if pool.statistics().hits == hits + 1:
-                figure.samples.append(seconds)
-            await lease.release()
+        await sample_claims(figure, pool, suite.n(100))
     return figure
+
+
+async def sample_claims(figure: Figure, pool: VMPool, count: int) -> None:
+    """Claim and release until so many claims have met a full pool and hit it; a yardstick is taken with each."""
+    figure.reference = YARDSTICK
+    while len(figure.samples) < count:
+        await pool.wait_ready()
+        taken = await claim_one(pool)
+        if taken.is_hit:
+            figure.samples.append(taken.seconds)
+            figure.reference_samples.append(yardstick())
+        await taken.lease.release()
 
 
 async def five_claims(suite: Suite) -> Figure:
@@ -41,18 +69,12 @@ async def five_claims(suite: Suite) -> Figure:
     async with suite.pool(5, running=5) as pool:
         while len(figure.samples) < suite.n(50):
             await pool.wait_ready()
-            hits = pool.statistics().hits
             started = time.monotonic()
-
-            async def one(started: float = started) -> tuple[float, object]:
-                lease = await pool.claim()
-                return time.monotonic() - started, lease
-
-            pairs = await asyncio.gather(*(one() for _ in range(5)))
-            if pool.statistics().hits == hits + 5:
-                figure.samples += [seconds for seconds, _ in pairs]
-            for _, lease in pairs:
-                await lease.release()  # type: ignore[attr-defined]
+            claims = await asyncio.gather(*(claim_one(pool) for _ in range(5)))
+            if all(taken.is_hit for taken in claims):
+                figure.samples += [taken.ended - started for taken in claims]
+            for taken in claims:
+                await taken.lease.release()
     return figure
 
 
@@ -62,12 +84,11 @@ async def claim_and_run(suite: Suite) -> Figure:
     async with suite.pool(4) as pool:
         while len(figure.samples) < suite.n(40):
             await pool.wait_ready()
-            hits = pool.statistics().hits
-            started = time.monotonic()
-            async with pool.acquire() as vm:
+            taken = await claim_one(pool)
+            async with taken.lease as vm:
                 (await vm.run("print(6 * 7)")).check()
-                seconds = time.monotonic() - started
-            if pool.statistics().hits == hits + 1:
+                seconds = time.monotonic() - taken.started
+            if taken.is_hit:
                 figure.samples.append(seconds)
     return figure
 
@@ -97,49 +118,6 @@ async def ten_agents(suite: Suite) -> Figure:
             figure.samples.append(time.monotonic() - started)
             for result in results:
                 result.check()
-    return figure
-
-
-async def sustained(suite: Suite) -> Figure:
-    """No pool: as many fresh VMs, one after another on each of a few lines, as the host can make."""
-    cores = os.cpu_count() or 1
-    figure = suite.figure(
-        "E3", "fresh VM + run + destroy, sustained", "VMs per second and core, in batches", "per second"
-    )
-    async with anyio.create_task_group() as group:
-        done: list[float] = []
-        is_enough = anyio.Event()
-
-        async def line() -> None:
-            while True:
-                async with suite.template.lease() as vm:
-                    (await vm.run("print(6 * 7)")).check()
-                done.append(time.monotonic())
-                if len(done) > _BATCH * (suite.n(5) + 1):
-                    is_enough.set()
-
-        for _ in range(2 * cores):
-            group.start_soon(line)
-        await is_enough.wait()
-        group.cancel_scope.cancel()
-    ends = done[_BATCH::_BATCH]  # the first batch warms the host up
-    figure.samples += [_BATCH / (end - begin) / cores for begin, end in pairwise(ends)]
-    return figure
-
-
-async def burst(suite: Suite) -> Figure:
-    """A hundred callers in the same instant; each one's wait is a sample, and every one of them succeeds."""
-    figure = suite.figure("E4", "100 runs at once, pool of 16", "first call (T0) → each result (T6)")
-    async with suite.pool(16, spare=0) as pool:
-        await pool.wait_ready()
-        started = time.monotonic()
-
-        async def one(index: int) -> float:
-            result = (await pool.run(f"print({index})")).check()
-            assert result.text == f"{index}\n"
-            return time.monotonic() - started
-
-        figure.samples += await asyncio.gather(*(one(index) for index in range(suite.n(100))))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What got slower since an earlier run on the same machine, with confidence."""
+"""What got worse since an earlier run, with confidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.bench.figure import Figure, bootstrap_ratio
+from sandbox.bench.figure import Figure, bootstrap_ratio, percentile
 from sandbox.errors import ConfigError
 
 MORE_IS_BETTER = frozenset({"per second"})
@@ -22,6 +22,10 @@ class Change:
     low: float
     high: float
     """The 95 % bootstrap interval of the ratio."""
+    divisor: str = ""
+    """What each run's figure was divided by before the two were compared; empty: nothing."""
+    is_decisive: bool = True
+    """Whether a gate goes by it: not where the same figure is also compared after a division."""
 
     def is_worse(self, tolerance: float = 0.0) -> bool:
         """Whether it is worse by more than `tolerance`, with confidence: the whole interval says so."""
@@ -29,30 +33,44 @@ class Change:
 
     def __str__(self) -> str:
         verdict = "worse" if self.is_worse() else "better" if self.high < 1 else "no difference seen"
-        return f"{self.id:<9}{self.ratio:6.2f} × ({self.low:.2f} to {self.high:.2f})  {verdict}"
+        by = f", divided by {self.divisor}" if self.divisor else ""
+        return f"{self.id:<9}{self.ratio:6.2f} × ({self.low:.2f} to {self.high:.2f})  {verdict}{by}"
 
 
-def load_samples(path: Path) -> dict[str, list[float]]:
-    """Return the samples by figure of a document that `sandbox bench --json` printed."""
+def load_figures(path: Path) -> dict[str, Figure]:
+    """Return by id the figures of a document that `sandbox bench --json` printed."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        return {figure["id"]: [float(sample) for sample in figure["samples"]] for figure in document["figures"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        figures = [Figure.from_dict(figure) for figure in document["figures"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
+    return {figure.id: figure for figure in figures}
 
 
-def compare(figures: list[Figure], before: dict[str, list[float]]) -> list[Change]:
-    """Return the change of each figure that both runs have."""
+def compare(figures: list[Figure], before: dict[str, Figure]) -> list[Change]:
+    """Return the change of each figure that both runs have.
+
+    Where both have measured a floor or another reference, too, a second change follows, of the figures divided by them.
+    That one holds between machines and between a quiet hour and a busy one, and is the decisive one.
+    """
     changes = []
-    for figure in figures:
-        then = before.get(figure.id)
-        if not then:
+    for now in figures:
+        if (then := before.get(now.id)) is None:
             continue
-        ours, others = (then, figure.samples) if figure.unit in MORE_IS_BETTER else (figure.samples, then)
-        low, high = bootstrap_ratio(ours, others)
-        changes.append(Change(figure.id, _median_ratio(ours, others), low, high))
+        has_divisor = bool(now.divisor_samples and then.divisor_samples and now.divisor == then.divisor)
+        changes.append(_change(now, [now.samples], [then.samples], "", is_decisive=not has_divisor))
+        if has_divisor:
+            above, below = [now.samples, then.divisor_samples], [then.samples, now.divisor_samples]
+            changes.append(_change(now, above, below, now.divisor, is_decisive=True))
     return changes
 
 
-def _median_ratio(ours: list[float], others: list[float]) -> float:
-    return sorted(ours)[len(ours) // 2] / sorted(others)[len(others) // 2]
+def _change(
+    figure: Figure, above: list[list[float]], below: list[list[float]], divisor: str, *, is_decisive: bool
+) -> Change:
+    if figure.unit in MORE_IS_BETTER:
+        above, below = below, above
+    ratio = 1.0
+    for one, other in zip(above, below, strict=True):
+        ratio *= percentile(one, 50) / percentile(other, 50)
+    return Change(figure.id, ratio, *bootstrap_ratio(above, below), divisor, is_decisive)

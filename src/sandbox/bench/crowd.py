@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox.bench.claims import claim_one
 from sandbox.bench.figure import Figure
 from sandbox.hypervisor.inventory import find_machines
 
 if TYPE_CHECKING:
     from sandbox.bench.suite import Suite
 
-_IMPORTS = "import json, re, subprocess"
+IMPORTS = "import json, re, subprocess"
 _WINDOW_SECONDS = 5.0
 _CROWD = 100
 _MANY = 400
@@ -32,9 +33,9 @@ async def idle_memory(suite: Suite) -> Figure:
         before = 0
         for index in range(suite.n(20) + 3):
             vm = await stack.enter_async_context(suite.template.lease())
-            (await vm.run(_IMPORTS)).check()
+            (await vm.run(IMPORTS)).check()
             pids.append(vm.pid)
-            now = sum(_proportional_bytes(pid) for pid in pids)
+            now = sum(proportional_bytes(pid) for pid in pids)
             if index >= 3:
                 figure.samples.append(float(now - before))
             before = now
@@ -46,8 +47,7 @@ async def idle_processor(suite: Suite) -> Figure:
     figure = suite.figure("M3", "processor use of 100 idle pooled VMs", "share of one core, QEMUs and library", "ratio")
     async with suite.pool(_CROWD) as pool:
         await pool.wait_ready()
-        ours = suite.template.host.rundir.path.name
-        machines = [machine.pid for machine in find_machines(suite.runtime_dir) if machine.run_directory == ours]
+        machines = machine_pids(suite)
         for _ in range(suite.n(5)):
             began, used = time.monotonic(), _processor_seconds([os.getpid(), *machines])
             await anyio.sleep(_WINDOW_SECONDS)
@@ -63,16 +63,19 @@ async def many(suite: Suite) -> Figure:
     async with suite.pool(8, spare=count) as pool:
         while len(figure.samples) < count:
             await pool.wait_ready(1)
-            hits = pool.statistics().hits
-            started = time.monotonic()
-            await pool.claim()
-            seconds = time.monotonic() - started
-            if pool.statistics().hits == hits + 1:
-                figure.samples.append(seconds)
+            taken = await claim_one(pool)
+            if taken.is_hit:
+                figure.samples.append(taken.seconds)
     return figure
 
 
-def _proportional_bytes(pid: int) -> int:
+def machine_pids(suite: Suite) -> list[int]:
+    """Return the process ids of every QEMU of this process."""
+    ours = suite.template.host.rundir.path.name
+    return [machine.pid for machine in find_machines(suite.runtime_dir) if machine.run_directory == ours]
+
+
+def proportional_bytes(pid: int) -> int:
     match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert match is not None
     return int(match[1]) * 1024

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 def percentile(samples: list[float], percent: float) -> float:
@@ -16,13 +18,16 @@ def percentile(samples: list[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def bootstrap_ratio(ours: list[float], others: list[float], rounds: int = 2000) -> tuple[float, float]:
-    """Return the 95 % interval of the ratio of two medians, by resampling both with a fixed seed."""
+def bootstrap_ratio(
+    above: Sequence[list[float]], below: Sequence[list[float]], rounds: int = 2000
+) -> tuple[float, float]:
+    """Return the 95 % interval of the product of some medians over that of others, by resampling with a fixed seed."""
     draw = random.Random(1)  # noqa: S311 - statistics, not secrets
-    ratios = [
-        statistics.median(draw.choices(ours, k=len(ours))) / statistics.median(draw.choices(others, k=len(others)))
-        for _ in range(rounds)
-    ]
+
+    def product(groups: Sequence[list[float]]) -> float:
+        return math.prod(statistics.median(draw.choices(group, k=len(group))) for group in groups)
+
+    ratios = [product(above) / product(below) for _ in range(rounds)]
     return percentile(ratios, 2.5), percentile(ratios, 97.5)
 
 
@@ -38,6 +43,47 @@ class Figure:
     samples: list[float] = field(default_factory=list)
     raw_samples: list[float] = field(default_factory=list)
     """The floor: the same work done by a minimal driver of QEMU, taken in turn with `samples`."""
+    reference: str = ""
+    """What `reference_samples` measure, where there is no floor."""
+    reference_samples: list[float] = field(default_factory=list)
+    """Work that never changes, measured in the same run: what the figure is divided by to compare it with another run.
+
+    A slower or busier machine makes both worse, a change of ours only `samples`. In the figure's own unit.
+    """
+    isolates: str = ""
+    """For one way to run code among others: what it keeps apart from the host."""
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Figure:
+        """Return the figure that `as_dict` described. Raises `KeyError`, `TypeError` or `ValueError` for others."""
+        numbers = {
+            name: [float(sample) for sample in document.get(name, [])]
+            for name in ("samples", "raw_samples", "reference_samples")
+        }
+        if not numbers["samples"]:
+            raise ValueError(f"figure {document['id']!r} has no samples")
+        names = {name: str(document[name]) for name in ("id", "name", "boundary", "unit", "accelerator")}
+        return cls(**names, **numbers, reference=str(document.get("reference", "")))  # type: ignore[arg-type]
+
+    @property
+    def metric(self) -> str:
+        """The id without the number of live VMs: A1 for A1@50."""
+        return self.id.partition("@")[0]
+
+    @property
+    def live(self) -> int | None:
+        """How many idle VMs lived while it was taken, where the figure is one point of a curve."""
+        number = self.id.partition("@")[2]
+        return int(number) if number else None
+
+    @property
+    def divisor(self) -> str:
+        """What the figure is divided by when it is compared with another run's; empty: nothing was measured."""
+        return "its floor" if self.raw_samples else self.reference
+
+    @property
+    def divisor_samples(self) -> list[float]:
+        return self.raw_samples or self.reference_samples
 
     @property
     def p50(self) -> float:
@@ -61,7 +107,7 @@ class Figure:
     @property
     def raw_interval(self) -> tuple[float, float] | None:
         """Bootstrap interval of the ratio to the floor, 95 %."""
-        return bootstrap_ratio(self.samples, self.raw_samples) if self.raw_samples else None
+        return bootstrap_ratio([self.samples], [self.raw_samples]) if self.raw_samples else None
 
     def as_dict(self) -> dict[str, object]:
         document: dict[str, object] = {
@@ -80,4 +126,10 @@ class Figure:
         if self.raw_samples:
             document |= {"raw_ratio": self.raw_ratio, "raw_samples": self.raw_samples}
             document["raw_ratio_interval"] = self.raw_interval
+        if self.reference_samples:
+            document |= {"reference": self.reference, "reference_samples": self.reference_samples}
+        if self.live is not None:
+            document["live_vms"] = self.live
+        if self.isolates:
+            document["isolates"] = self.isolates
         return document

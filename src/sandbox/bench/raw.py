@@ -10,12 +10,19 @@ import json
 import re
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sandbox.guest.identity import Identity
 from sandbox.hypervisor.process import command_line_arguments
+from sandbox.template.manifest import STATE
+from sandbox.template.template import Template
 from sandbox.wire import GUEST_LIMITS, Decoder, Kind, encode
 
 _SECONDS = 30.0
@@ -83,6 +90,33 @@ class RawDriver:
         listener.bind(str(path))
         listener.listen(1)
         return listener
+
+
+@asynccontextmanager
+async def raw_drivers(template: Template, number: int = 1) -> AsyncIterator[list[RawDriver]]:
+    """Give drivers of a template that can restore at the same time, and remove their sockets afterwards."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-raw-") as name:
+        places = [Path(name) / str(index) for index in range(number)]
+        for place in (Path(name), *places):
+            place.mkdir(exist_ok=True)
+            place.chmod(0o711)
+        async with template.lease() as vm:
+            drivers = [RawDriver(vm.pid, template.directory / STATE, place) for place in places]
+        yield drivers
+
+
+def raw_rate(drivers: Sequence[RawDriver], total: int) -> float:
+    """Return restores per second when all drivers work at once, `total` restores between them. Blocks."""
+    numbers = count()  # next() of it is atomic
+
+    def work(driver: RawDriver) -> None:
+        while next(numbers) < total:
+            driver.restore()
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(len(drivers)) as threads:
+        list(threads.map(work, drivers))
+    return total / (time.monotonic() - started)
 
 
 def _ask(lines: Any, command: str, **arguments: Any) -> dict[str, Any]:

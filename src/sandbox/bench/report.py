@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from sandbox.bench.curve import curve
 from sandbox.bench.figure import Figure, percentile
-from sandbox.bench.targets import PENDING, TARGETS, judge
+from sandbox.bench.targets import PENDING, judge, target_of
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 64, 8
 _STYLE = """
@@ -29,17 +30,21 @@ def show(figure: Figure, value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
-def html(figures: list[Figure], surroundings: Mapping[str, object]) -> str:
+def html(figures: list[Figure], surroundings: Mapping[str, object], notes: Sequence[str] = ()) -> str:
     """Return the whole document."""
     facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in surroundings.items())
     rows = "".join(_row(figure) for figure in figures)
-    pending = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=6>pending" for key, name in PENDING.items())
-    pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1)
+    pending = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=7>pending" for key, name in PENDING.items())
+    pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1 and figure.live is None)
+    points = [figure for figure in figures if figure.live is not None]
+    for metric in dict.fromkeys(point.metric for point in points):
+        pictures += curve([point for point in points if point.metric == metric], show)
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
         f"<h1>sandbox bench</h1><p>{facts}</p>"
-        "<table><tr><th>id<th>figure<th>n<th>p50<th>p95<th>p99<th>spread<th>target"
-        f"{rows}{pending}</table>{pictures}\n"
+        "<table><tr><th>id<th>figure<th>n<th>p50<th>p95<th>p99<th>spread<th>isolates<th>target"
+        f"{rows}{pending}</table>{said}{pictures}\n"
     )
 
 
@@ -48,14 +53,14 @@ def _row(figure: Figure) -> str:
     times = "".join(f"<td>{show(figure, percentile(figure.samples, part))}" for part in (50, 95, 99))
     said = escape(f"{verdict}: {why}" if why else verdict)
     name = escape(f"{figure.name} — {figure.boundary}")
-    cells = f"<td>{figure.id}<td>{name}<td>{len(figure.samples)}{times}<td>{figure.cv:.0%}"
+    cells = f"<td>{figure.id}<td>{name}<td>{len(figure.samples)}{times}<td>{figure.cv:.0%}<td>{escape(figure.isolates)}"
     return f"<tr>{cells}<td class={verdict.split()[0]}>{said}"
 
 
 def _picture(figure: Figure) -> str:
     """Draw every sample as a stroke, in order of size, the floor's below, and the target as a line."""
     groups = [figure.samples, *([figure.raw_samples] if figure.raw_samples else [])]
-    target = TARGETS.get(figure.accelerator, {}).get(figure.id)
+    target = target_of(figure)
     bound = next((value for value in (target.p50, target.p99, target.most) if value), None) if target else None
     top = max([*(sample for group in groups for sample in group), bound or 0.0]) or 1.0
     scale = (_WIDTH - 2 * _MARGIN) / top

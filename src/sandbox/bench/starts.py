@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.bench.figure import Figure
-from sandbox.bench.raw import RawDriver
+from sandbox.bench.raw import raw_drivers
 from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig
 from sandbox.image.store import ImageStore
@@ -57,11 +57,14 @@ async def freeze(suite: Suite) -> Figure:
 async def restore(suite: Suite) -> Figure:
     """In turn with the floor: QEMU driven by a minimal script."""
     figure = suite.figure("S3", "restore → agent answers", "call (T1) → identity confirmed (T4)")
-    with tempfile.TemporaryDirectory(prefix="sandbox-raw-") as directory:
-        Path(directory).chmod(0o711)
-        async with suite.template.lease() as vm:
-            raw = RawDriver(vm.pid, suite.template.directory / "state", Path(directory))
-        for index in range(suite.n(40) + 2):
+    await sample_restores(suite, figure, suite.n(40))
+    return figure
+
+
+async def sample_restores(suite: Suite, figure: Figure, number: int) -> None:
+    """Restore so many times and twice more, which do not count, each time after the floor."""
+    async with raw_drivers(suite.template) as (raw,):
+        for index in range(number + 2):
             floor = await asyncio.to_thread(raw.restore)
             started = time.monotonic()
             async with suite.template.lease():
@@ -69,7 +72,6 @@ async def restore(suite: Suite) -> Figure:
             if index >= 2:
                 figure.samples.append(ours)
                 figure.raw_samples.append(floor)
-    return figure
 
 
 async def overhead(suite: Suite) -> Figure:

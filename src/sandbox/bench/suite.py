@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anyio.to_thread import run_sync
 
-from sandbox.bench import claims, crowd, programs, starts
+from sandbox.bench import claims, crowd, programs, starts, throughput
 from sandbox.bench.figure import Figure
 from sandbox.config import HostConfig, PoolConfig
 from sandbox.pool.pool import VMPool
@@ -30,6 +30,15 @@ class Suite:
         self._progress = progress
         self._accelerator = template.host.platform.accelerator
         self._measured: dict[str, Figure] = {}
+        self.notes: list[str] = []
+        """What could not be measured, and why: part of the run's document."""
+
+    def say(self, what: str) -> None:
+        """Tell whoever waits what is being done."""
+        self._progress(what)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
 
     def figure(self, ident: str, name: str, boundary: str, unit: str = "seconds") -> Figure:
         return Figure(ident, name, boundary, unit, self._accelerator)
@@ -40,9 +49,14 @@ class Suite:
     async def measured(self, ident: str) -> Figure:
         """Return the figure with this id; measured once, however many are derived from it."""
         if ident not in self._measured:
-            self._progress(f"measuring {ident}")
+            self.say(f"measuring {ident}")
             self._measured[ident] = await FIGURES[ident](self)
         return self._measured[ident]
+
+    async def measured_again(self, ident: str) -> Figure:
+        """Return the figure with this id, measured now, and whatever it is derived from as well."""
+        self._measured.clear()
+        return await self.measured(ident)
 
     def pool(self, size: int, spare: int = 2, running: int = 4) -> VMPool:
         """Return a pool of warmed clones of the template, not yet open; so many of them are not paused."""
@@ -82,8 +96,8 @@ FIGURES: dict[str, Callable[[Suite], Awaitable[Figure]]] = {
     "A4": claims.refill,
     "E1": programs.round_trip,
     "E2": claims.ten_agents,
-    "E3": claims.sustained,
-    "E4": claims.burst,
+    "E3": throughput.sustained,
+    "E4": throughput.burst,
     "E5": claims.workflow,
     "E6UP": programs.upload,
     "E6DOWN": programs.download,

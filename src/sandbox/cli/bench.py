@@ -1,34 +1,29 @@
-"""`sandbox bench`: measure, then print a table or one JSON document; compare, judge, draw."""
+"""`sandbox bench`: measure figures, curves, and other ways to run code; then compare, judge, draw."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
-from sandbox.bench.compare import compare, load_samples
+from sandbox.bench.compare import Change, compare, load_figures
 from sandbox.bench.environment import environment
-from sandbox.bench.figure import Figure, percentile
-from sandbox.bench.report import html, show
+from sandbox.bench.figure import Figure
+from sandbox.bench.gate import incomparable, missed_targets, regressions
+from sandbox.bench.peers import measure_peers
+from sandbox.bench.report import html
+from sandbox.bench.scaling import METRICS, measure_curves
 from sandbox.bench.suite import FIGURES, LONG, Suite
-from sandbox.bench.targets import PENDING, judge
+from sandbox.bench.targets import PENDING
+from sandbox.cli.figures import Form, print_figures
 from sandbox.cli.run import complain, report, run
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.log import log
 from sandbox.template.template import Template
 
-Form = Literal["table", "json", "markdown"]
 MISSED = 1
-_TOLERANCE = 0.1
 _BUSY = 0.5
-_COLUMNS = ("id", "figure", "boundary", "n", "p50", "p95", "p99", "cv", "× raw", "target")
-_FACTS = ("machine", "cores", "accelerator", "qemu", "libvirt", "guest_memory_mib", "sandbox")
 
 
 @dataclass(frozen=True)
@@ -41,28 +36,46 @@ class BenchRequest:
     html: Path | None
     compare: Path | None
     gate: bool
+    scaling: bool = False
+    up_to: int = 400
+    peers: bool = False
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    figures: list[str]
+    curves: list[str]
+    peers: bool
 
 
 def run_bench(request: BenchRequest) -> int:
     """Measure and print; return 1 if `gate` is set and a target is missed, or a figure is worse than before."""
     try:
-        wanted = _wanted(request.only)
-        before = load_samples(request.compare) if request.compare is not None else {}
+        wanted = _wanted(request.only, scaling=request.scaling, peers=request.peers)
+        before = load_figures(request.compare) if request.compare is not None else {}
     except SandboxError as error:
         return report(error, status=2)
     return run(_bench(wanted, before, request))
 
 
-def _wanted(only: str | None) -> list[str]:
+def _wanted(only: str | None, *, scaling: bool = False, peers: bool = False) -> _Wanted:
+    """Return what to measure. Curves and peers are measured instead of the figures, unless those are named, too."""
+    if scaling:
+        asked = _chosen(only, list(METRICS)) if only is not None else list(METRICS)
+        return _Wanted([], asked, peers)
     if only is None:
-        return [ident for ident in FIGURES if ident not in LONG]
+        return _Wanted([] if peers else [ident for ident in FIGURES if ident not in LONG], [], peers)
+    return _Wanted(_chosen(only, list(FIGURES)), [], peers)
+
+
+def _chosen(only: str, existing: list[str]) -> list[str]:
     asked = [ident.strip().upper() for ident in only.split(",") if ident.strip()]
-    unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in FIGURES)]
+    unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in existing)]
     if pending := [name for name in unknown if name in PENDING]:
         raise ConfigError(f"pending, its feature does not exist yet: {', '.join(pending)}")
     if unknown or not asked:
-        raise ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
-    return [ident for name in asked for ident in FIGURES if _is_meant(name, ident)]
+        raise ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(existing)}")
+    return [ident for name in asked for ident in existing if _is_meant(name, ident)]
 
 
 def _is_meant(name: str, ident: str) -> bool:
@@ -72,73 +85,62 @@ def _is_meant(name: str, ident: str) -> bool:
     return ident == name or (ident.startswith(name) and ident[len(name) :].isalpha() and name[-1].isdigit())
 
 
-async def _bench(wanted: list[str], before: dict[str, list[float]], request: BenchRequest) -> int:
+async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchRequest) -> int:
     load = os.getloadavg()[0]
     template = await Template.ensure(TemplateConfig(), HostConfig())
     suite, figures = Suite(template, request.samples, log.progress), list[Figure]()
+    is_whole = False
     try:
-        for ident in wanted:
+        for ident in wanted.figures:
             figures.append(await suite.measured(ident))
+        if wanted.curves:
+            await measure_curves(suite, wanted.curves, request.up_to, figures.append)
+        if wanted.peers:
+            await measure_peers(suite, figures.append)
+        is_whole = True
     finally:
+        if not is_whole:
+            suite.note(f"stopped early, with {len(figures)} figures measured and more wanted")
         if figures:
-            _tell(figures, wanted, environment(template) | {"load_before": load}, request)
+            _tell(figures, environment(template) | {"load_before": load}, suite.notes, request)
     changes = compare(figures, before)
     for change in changes:
         complain(str(change))
     if not request.gate:
         return 0
-    failed = [f"{figure.id}: {why}" for figure in figures if (why := judge(figure)[1]) and not before]
-    failed += [f"{change.id}: worse than before" for change in changes if change.is_worse(_TOLERANCE)]
+    if request.compare is None:
+        failed = missed_targets(figures)
+    else:
+        failed = incomparable(figures, before)
+        failed += [f"{change.id}: worse than before" for change in await _confirmed(suite, changes, before)]
     for said in failed:
         complain(f"gate: {said}")
     return MISSED if failed else 0
 
 
-def _tell(figures: list[Figure], wanted: list[str], facts: dict[str, object], request: BenchRequest) -> None:
+async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figure]) -> list[Change]:
+    """Measure what got worse once more, and return what still is: a neighbour's load passes, a change of ours stays."""
+    confirmed = []
+    for change in regressions(changes):
+        if change.id not in FIGURES:
+            confirmed.append(change)
+            continue
+        complain(f"{change.id} is worse than before; measuring it again")
+        again = compare([await suite.measured_again(change.id)], before)
+        for second in again:
+            complain(str(second))
+        confirmed += regressions(again)
+    return confirmed
+
+
+def _tell(figures: list[Figure], facts: dict[str, object], notes: list[str], request: BenchRequest) -> None:
     """Print what was measured, be it all or what an interrupt has left."""
     load = float(str(facts["load_before"]))
     surroundings = facts | {"is_busy": load > _BUSY * (os.cpu_count() or 1)}
     if surroundings["is_busy"]:
         complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
-    if len(figures) < len(wanted):
-        complain(f"stopped early: {len(figures)} of {len(wanted)} figures were measured")
-    _print(figures, surroundings, request.form)
+    for note in notes:
+        complain(note)
+    print_figures(figures, surroundings, notes, request.form)
     if request.html is not None:
-        request.html.write_text(html(figures, surroundings))
-
-
-def _print(figures: list[Figure], surroundings: dict[str, object], form: Form) -> None:
-    facts = ", ".join(f"{name} {surroundings[name]}" for name in _FACTS)
-    if form == "json":
-        measured = [figure.as_dict() | _verdict(figure) for figure in figures]
-        print(json.dumps({"environment": surroundings, "figures": measured, "pending": PENDING}, indent=1))
-    elif form == "markdown":
-        print(facts + "\n")
-        for row in (_COLUMNS, ("---",) * len(_COLUMNS), *map(_row, figures)):
-            print(f"| {' | '.join(row)} |")
-    else:
-        console = Console(width=None if Console().is_terminal else 150)
-        console.print(facts, highlight=False)
-        table = Table(*_COLUMNS)
-        for figure in figures:
-            table.add_row(*_row(figure))
-        console.print(table)
-        console.print(f"pending: {', '.join(PENDING)}", highlight=False)
-
-
-def _verdict(figure: Figure) -> dict[str, Any]:
-    verdict, why = judge(figure)
-    return {"verdict": verdict, "missed_by": why}
-
-
-def _row(figure: Figure) -> tuple[str, ...]:
-    times = [show(figure, percentile(figure.samples, part)) for part in (50, 95, 99)]
-    ratio = ""
-    if figure.raw_ratio is not None and (interval := figure.raw_interval) is not None:
-        ratio = f"{figure.raw_ratio:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
-    verdict, why = judge(figure)
-    said = f"{verdict}: {why}" if why else verdict.replace("no target", "")
-    return (
-        *(figure.id, figure.name, figure.boundary, str(len(figure.samples)), *times),
-        *(f"{figure.cv:.0%}", ratio, said),
-    )
+        request.html.write_text(html(figures, surroundings, notes))

@@ -210,12 +210,19 @@ def bench(
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit with 1 if a target is missed; with --compare, if one is worse.")
     ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Draw A1, S3, E3 and M1 (or --only) against 1, 2, 5, … idle VMs instead.")
+    ] = False,
+    up_to: Annotated[int, typer.Option(help="With --scaling: so many idle VMs at last.", metavar="N", min=1)] = 400,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Run a line of Python in every way that this host has, in turn.")
+    ] = False,
 ) -> None:
     """Measure the figures on this host, with real virtual machines."""
     from sandbox.cli.bench import BenchRequest, run_bench
 
     form: Literal["table", "json", "markdown"] = "json" if json_ else "markdown" if markdown else "table"
-    raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate)))
+    raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate, scaling, up_to, peers)))
 
 
 @image_app.command("build")

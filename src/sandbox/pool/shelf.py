@@ -42,6 +42,8 @@ class Shelf:
         self.ready: deque[Slot] = deque()
         """Running, to be claimed at once."""
         self.paused: deque[Slot] = deque()
+        self.waking: set[Slot] = set()
+        """Told to run again and not yet there: kept, because a claim that counted all slots would grow with them."""
         self.queue = Queue(config.max_waiting)
         self.count = Counters()
         self.failures = 0
@@ -143,6 +145,7 @@ class Shelf:
 
     def on_woken(self, slot: Slot) -> None:
         """A paused slot runs again."""
+        self.waking.discard(slot)
         slot.state = SlotState.READY
         self._offer(slot)
 
@@ -159,16 +162,17 @@ class Shelf:
         self._on_change()
 
     def _wake_some(self) -> None:
-        waking = sum(slot.state is SlotState.WAKING for slot in self.slots)
         due = wakes_due(
             running=len(self.ready),
-            waking=waking,
+            waking=len(self.waking),
             paused=len(self.paused),
             waiting=len(self.queue),
             wanted=self._config.running_ready,
         )
         for _ in range(due):
-            self.paused.popleft().wake()
+            slot = self.paused.popleft()
+            self.waking.add(slot)
+            slot.wake()
 
     def on_ending(self, slot: Slot) -> None:
         """A slot begins to destroy its VM. Told more than once, it counts once."""
@@ -185,6 +189,7 @@ class Shelf:
         for shelved in (self.ready, self.paused):
             if slot in shelved:
                 shelved.remove(slot)
+        self.waking.discard(slot)
         slot.state = SlotState.ENDING
         if not self.is_closing:
             self._wake_some()
