@@ -168,7 +168,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def who_wakes_is_known_without_counting(self) -> None:
         if hasattr(self, "pool"):
-            for shelf in self.pool._shelves.values():
+            for shelf in self.pool._keeper.shelves.values():
                 assert shelf.waking == {slot for slot in shelf.slots if slot.state is SlotState.WAKING}
 
     def teardown(self) -> None:
