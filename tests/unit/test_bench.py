@@ -72,7 +72,8 @@ def test_an_older_document_is_read_and_anything_else_refused(tmp_path: Path) -> 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
     """No other file, no script; what the host is called cannot become markup."""
-    text = html([_figure("S3", 0.1, 0.2, raw=(0.1, 0.1)), _figure("C2", 1e6, 2e6, unit="bytes")], {"machine": "<b>&"})
+    figures = [_figure("S3", 0.1, 0.2, raw=(0.1, 0.1)), _figure("C2", 1e6, 2e6, unit="bytes")]
+    text = html(figures, {"machine": "<b>&"}, PENDING)
     assert "&lt;b&gt;&amp;" in text
     assert "<script" not in text
     assert "src=" not in text
@@ -91,3 +92,11 @@ def test_figures_are_chosen_by_id_and_by_group() -> None:
         _wanted("S5")
     with pytest.raises(ConfigError, match="no such figure"):
         _wanted("Z9")
+
+
+def test_what_needs_an_image_that_was_not_built_is_pending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is left out of its group, and who asks for it hears which command builds the image."""
+    monkeypatch.setenv("SANDBOX_DATA_DIR", str(tmp_path))
+    assert _wanted("B") == ["B1", "B3"]
+    with pytest.raises(ConfigError, match="image build --kernel minimal"):
+        _wanted("B2")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from sandbox.bench.figure import Figure, percentile
-from sandbox.bench.targets import PENDING, TARGETS, judge
+from sandbox.bench.targets import TARGETS, judge
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 64, 8
 _STYLE = """
@@ -29,17 +29,17 @@ def show(figure: Figure, value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
-def html(figures: list[Figure], surroundings: Mapping[str, object]) -> str:
-    """Return the whole document."""
+def html(figures: list[Figure], surroundings: Mapping[str, object], pending: Mapping[str, str]) -> str:
+    """Return the whole document; `pending` are the figures that were not measured and why."""
     facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in surroundings.items())
     rows = "".join(_row(figure) for figure in figures)
-    pending = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=6>pending" for key, name in PENDING.items())
+    waiting = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=6>pending" for key, name in pending.items())
     pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1)
     return (
         f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
         f"<h1>sandbox bench</h1><p>{facts}</p>"
         "<table><tr><th>id<th>figure<th>n<th>p50<th>p95<th>p99<th>spread<th>target"
-        f"{rows}{pending}</table>{pictures}\n"
+        f"{rows}{waiting}</table>{pictures}\n"
     )
 
 

@@ -54,6 +54,7 @@ TARGETS: dict[str, dict[str, Target]] = {
     "tcg": _SAME
     | {
         "B1": Target(p50=2.0),
+        "B2": Target(p50=1.2),
         "S3": Target(p50=0.120, raw_ratio=1.4),
         "S4": Target(p50=0.220),
         "S8PAUSE": Target(p50=0.020),
@@ -72,6 +73,7 @@ TARGETS: dict[str, dict[str, Target]] = {
     "kvm": _SAME
     | {
         "B1": Target(p50=0.600),
+        "B2": Target(p50=0.345),
         "S3": Target(p50=0.060, raw_ratio=1.4),
         "S4": Target(p50=0.095),
         "S8PAUSE": Target(p50=0.020),
@@ -89,7 +91,6 @@ TARGETS: dict[str, dict[str, Target]] = {
     },
 }
 PENDING = {
-    "B2": "cold boot, minimal kernel",
     "S2": "snapshot list, 1,000 snapshots",
     "S5": "live snapshot of a working VM",
     "S6": "fork of a working VM",

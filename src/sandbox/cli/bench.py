@@ -15,8 +15,8 @@ from sandbox.bench.compare import compare, load_samples
 from sandbox.bench.environment import environment
 from sandbox.bench.figure import Figure, percentile
 from sandbox.bench.report import html, show
-from sandbox.bench.suite import FIGURES, LONG, Suite
-from sandbox.bench.targets import PENDING, judge
+from sandbox.bench.suite import FIGURES, LONG, Suite, pending
+from sandbox.bench.targets import judge
 from sandbox.cli.run import complain, report, run
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ConfigError, SandboxError
@@ -54,15 +54,17 @@ def run_bench(request: BenchRequest) -> int:
 
 
 def _wanted(only: str | None) -> list[str]:
+    lacking = pending()
+    there = [ident for ident in FIGURES if ident not in lacking]
     if only is None:
-        return [ident for ident in FIGURES if ident not in LONG]
+        return [ident for ident in there if ident not in LONG]
     asked = [ident.strip().upper() for ident in only.split(",") if ident.strip()]
-    unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in FIGURES)]
-    if pending := [name for name in unknown if name in PENDING]:
-        raise ConfigError(f"pending, its feature does not exist yet: {', '.join(pending)}")
+    unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in there)]
+    if waiting := [f"{name} ({lacking[name]})" for name in unknown if name in lacking]:
+        raise ConfigError(f"pending: {', '.join(waiting)}")
     if unknown or not asked:
         raise ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
-    return [ident for name in asked for ident in FIGURES if _is_meant(name, ident)]
+    return [ident for name in asked for ident in there if _is_meant(name, ident)]
 
 
 def _is_meant(name: str, ident: str) -> bool:
@@ -104,14 +106,14 @@ def _tell(figures: list[Figure], wanted: list[str], facts: dict[str, object], re
         complain(f"stopped early: {len(figures)} of {len(wanted)} figures were measured")
     _print(figures, surroundings, request.form)
     if request.html is not None:
-        request.html.write_text(html(figures, surroundings))
+        request.html.write_text(html(figures, surroundings, pending()))
 
 
 def _print(figures: list[Figure], surroundings: dict[str, object], form: Form) -> None:
     facts = ", ".join(f"{name} {surroundings[name]}" for name in _FACTS)
     if form == "json":
         measured = [figure.as_dict() | _verdict(figure) for figure in figures]
-        print(json.dumps({"environment": surroundings, "figures": measured, "pending": PENDING}, indent=1))
+        print(json.dumps({"environment": surroundings, "figures": measured, "pending": pending()}, indent=1))
     elif form == "markdown":
         print(facts + "\n")
         for row in (_COLUMNS, ("---",) * len(_COLUMNS), *map(_row, figures)):
@@ -123,7 +125,7 @@ def _print(figures: list[Figure], surroundings: dict[str, object], form: Form) -
         for figure in figures:
             table.add_row(*_row(figure))
         console.print(table)
-        console.print(f"pending: {', '.join(PENDING)}", highlight=False)
+        console.print(f"pending: {', '.join(pending())}", highlight=False)
 
 
 def _verdict(figure: Figure) -> dict[str, Any]:
