@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from blockbuster import BlockBuster
 
 from sandbox.cli.inventory import find_leaks
-from sandbox.config import HostConfig, PoolConfig
+from sandbox.config import HostConfig, PoolConfig, TemplateConfig
 from sandbox.hypervisor.process import Process
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
@@ -41,8 +42,8 @@ def _audit_is_clean() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 async def template() -> Template:
-    """The default image's golden snapshot, baked if need be."""
-    return await Template.ensure()
+    """The golden snapshot of the default image, or of the one that was asked for, baked if need be."""
+    return await Template.ensure(TemplateConfig(image=os.environ.get("SANDBOX_TEST_IMAGE", "default")))
 
 
 @pytest.fixture

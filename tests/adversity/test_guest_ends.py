@@ -115,11 +115,13 @@ async def test_silent_guests_are_found_without_any_deadline(template: Template) 
             assert 2 * SILENCE_SECONDS - 1 < lost.value.partial.duration < 3 * SILENCE_SECONDS + 1
 
     async with template.lease() as idle:
+        can_suspend = (await idle.exec("test -e /sys/power/state")).ok  # the minimal kernel cannot
         waiting = await idle.spawn("sleep 99")
         async with anyio.create_task_group() as group:
             group.start_soon(lose, lambda vm: os.kill(vm.pid, signal.SIGSTOP), "import time; time.sleep(99)")
-            for code in SILENT.values():
-                group.start_soon(lose, None, code)
+            for name, code in SILENT.items():
+                if name != "suspend" or can_suspend:
+                    group.start_soon(lose, None, code)
         assert idle.is_alive
         waiting.kill()
         assert (await waiting.wait()).signal == signal.SIGKILL

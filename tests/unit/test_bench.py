@@ -84,7 +84,8 @@ def test_an_older_document_is_read_and_anything_else_refused(tmp_path: Path) -> 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
     """No other file, no script; what the host is called cannot become markup."""
-    text = html([_figure("S3", 0.1, 0.2, raw=(0.1, 0.1)), _figure("C2", 1e6, 2e6, unit="bytes")], {"machine": "<b>&"})
+    figures = [_figure("S3", 0.1, 0.2, raw=(0.1, 0.1)), _figure("C2", 1e6, 2e6, unit="bytes")]
+    text = html(figures, {"machine": "<b>&"}, PENDING)
     assert "&lt;b&gt;&amp;" in text
     assert "<script" not in text
     assert "src=" not in text
@@ -98,7 +99,7 @@ def test_points_of_a_curve_are_drawn_as_one_picture() -> None:
     points = [_figure(f"A1@{count}", 0.001, 0.002) for count in (1, 2, 50)]
     peer = _figure("P5", 0.1, 0.2)
     peer.isolates = "<nothing>"
-    text = html([*points, _figure("M1@1", 1e6, unit="bytes"), peer], {}, ["ends before <100>"])
+    text = html([*points, _figure("M1@1", 1e6, unit="bytes"), peer], {}, {}, ["ends before <100>"])
     assert text.count("<svg") == 3  # A1's curve, M1's, and the peer's samples
     assert (text.count("<polyline"), text.count("<circle")) == (6, 12)
     assert "<p>ends before &lt;100&gt;</p>" in text
@@ -108,7 +109,7 @@ def test_points_of_a_curve_are_drawn_as_one_picture() -> None:
 @pytest.mark.parametrize("tail", [0.002, 0.5])
 def test_every_mark_of_a_curve_lies_inside_its_picture(tail: float) -> None:
     """Also where the tail is hundreds of times the median, which then is still to be told from the bottom."""
-    text = html([_figure(f"A1@{count}", *[0.001] * 50, tail) for count in (1, 20, 400)], {})
+    text = html([_figure(f"A1@{count}", *[0.001] * 50, tail) for count in (1, 20, 400)], {}, {})
     marks = [(float(x), float(y)) for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', text)]
     assert len(marks) == 9
     assert all(0 < x < 640 and 0 < y < 196 for x, y in marks)
@@ -139,3 +140,11 @@ def test_curves_and_peers_are_measured_when_asked_for_and_then_alone() -> None:
     peers = _wanted(None, peers=True)
     assert (peers.figures, peers.curves, peers.peers) == ([], [], True)
     assert _wanted("S4", peers=True).figures == ["S4"]
+
+
+def test_what_needs_an_image_that_was_not_built_is_pending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is left out of its group, and who asks for it hears which command builds the image."""
+    monkeypatch.setenv("SANDBOX_DATA_DIR", str(tmp_path))
+    assert _wanted("B").figures == ["B1", "B3"]
+    with pytest.raises(ConfigError, match="image build --kernel minimal"):
+        _wanted("B2")

@@ -51,3 +51,13 @@ def test_extras_make_another_recipe(tmp_path: Path) -> None:
         recipe.with_extras(["Not/A-Package"])
     with pytest.raises(ConfigError):
         recipe.with_extras(pip_requirements=["--index-url=http://x.example"])
+
+
+def test_another_kernel_makes_another_recipe() -> None:
+    """Its name and its record tell; a recipe with Debian's kernel has the record that it always had."""
+    debian = load_recipe("default")
+    minimal = debian.with_kernel("minimal")
+    assert (minimal.name, minimal.kernel, minimal.packages) == ("default-minimal-kernel", "minimal", debian.packages)
+    assert minimal.with_kernel("minimal") is minimal
+    assert minimal.model_dump()["kernel"] == "minimal"
+    assert "kernel" not in debian.model_dump()

@@ -19,7 +19,7 @@ from sandbox.image.store import Image, ImageStore
 ZERO = "0" * 64
 
 
-def publish(store: ImageStore, name: str, content: bytes, layer: str = ZERO) -> Image:
+def publish(store: ImageStore, name: str, content: bytes, layer: str = ZERO, kernel_layer: str | None = None) -> Image:
     """Publish an image whose three files have that content; the root is hard-linked from a layer."""
     with store.locked(lambda: None), store.building() as work:
         if not (store.layers / layer).exists():
@@ -44,6 +44,7 @@ def publish(store: ImageStore, name: str, content: bytes, layer: str = ZERO) -> 
             agent=ZERO,
             protocol=1,
             layer=layer,
+            kernel_layer=kernel_layer,
             inputs=ZERO,
         )
         return store.publish(image, manifest)
@@ -142,6 +143,17 @@ def test_prune_keeps_what_has_a_name(store: ImageStore) -> None:
     assert [path.name for path in store.layers.iterdir()] == ["2" * 64]
     store.verify(new)
     assert store.prune().removed == ()
+
+
+def test_prune_keeps_the_kernel_that_an_image_was_given(store: ImageStore) -> None:
+    """A kernel's layer stays while an image with a name was made with it."""
+    for kernel in ("1" * 64, "2" * 64):
+        publish(store, "other", b"one", layer=kernel)
+    image = publish(store, "default", b"two", layer="3" * 64, kernel_layer="1" * 64)
+    publish(store, "other", b"two", layer="3" * 64)
+    store.prune()
+    assert {path.name for path in store.layers.iterdir()} == {"1" * 64, "3" * 64}
+    assert store.find(image.digest).manifest.kernel_layer == "1" * 64
 
 
 def test_a_failed_build_leaves_nothing(store: ImageStore) -> None:

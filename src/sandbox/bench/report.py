@@ -7,7 +7,7 @@ from html import escape
 
 from sandbox.bench.curve import curve
 from sandbox.bench.figure import Figure, percentile
-from sandbox.bench.targets import PENDING, judge, target_of
+from sandbox.bench.targets import judge, target_of
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 64, 8
 _STYLE = """
@@ -30,11 +30,16 @@ def show(figure: Figure, value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
-def html(figures: list[Figure], surroundings: Mapping[str, object], notes: Sequence[str] = ()) -> str:
-    """Return the whole document."""
+def html(
+    figures: list[Figure],
+    surroundings: Mapping[str, object],
+    pending: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the whole document; `pending` are the figures that were not measured and why."""
     facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in surroundings.items())
     rows = "".join(_row(figure) for figure in figures)
-    pending = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=7>pending" for key, name in PENDING.items())
+    waiting = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=7>pending" for key, name in pending.items())
     pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1 and figure.live is None)
     points = [figure for figure in figures if figure.live is not None]
     for metric in dict.fromkeys(point.metric for point in points):
@@ -44,7 +49,7 @@ def html(figures: list[Figure], surroundings: Mapping[str, object], notes: Seque
         f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
         f"<h1>sandbox bench</h1><p>{facts}</p>"
         "<table><tr><th>id<th>figure<th>n<th>p50<th>p95<th>p99<th>spread<th>isolates<th>target"
-        f"{rows}{pending}</table>{said}{pictures}\n"
+        f"{rows}{waiting}</table>{said}{pictures}\n"
     )
 
 

@@ -12,7 +12,9 @@ from sandbox.bench.figure import Figure
 from sandbox.bench.raw import raw_drivers
 from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig
-from sandbox.image.store import ImageStore
+from sandbox.image.build import current_image
+from sandbox.image.recipe import load_recipe
+from sandbox.image.store import Image, ImageStore
 from sandbox.template.bake import bake
 from sandbox.template.manifest import TemplateManifest
 
@@ -20,15 +22,31 @@ if TYPE_CHECKING:
     from sandbox.bench.suite import Suite
 
 
+def minimal_image() -> Image | None:
+    """Return the default image on the minimal kernel, if it was built and is up to date."""
+    return current_image(load_recipe("default").with_kernel("minimal"), ImageStore(HostConfig().paths.images))
+
+
 async def cold_boot(suite: Suite) -> Figure:
-    """Without a snapshot: kernel, init, agent."""
+    """Without a snapshot: kernel, init, agent. In turn with the minimal kernel, where there is one."""
     figure = suite.figure("B1", "cold boot, Debian's kernel", "QEMU up (T2) → agent ready (T4)")
+    minimal = suite.figure("B2", "cold boot, minimal kernel", "QEMU up (T2) → agent ready (T4)")
     image = ImageStore(HostConfig().paths.images).find(suite.template.manifest.requirement.image)
-    source = ColdBoot(suite.template.host, image)
+    sources = [(figure, ColdBoot(suite.template.host, image))]
+    if (other := minimal_image()) is not None:
+        sources.append((minimal, ColdBoot(suite.template.host, other)))
+        suite.keep(minimal)
     for _ in range(suite.n(10)):
-        async with source.lease() as vm:
-            figure.samples.append(vm.timings["ready"])
+        for taken, source in sources:
+            async with source.lease() as vm:
+                taken.samples.append(vm.timings["ready"])
     return figure
+
+
+async def minimal_boot(suite: Suite) -> Figure:
+    """Measured with B1."""
+    await suite.measured("B1")
+    return await suite.measured("B2")
 
 
 async def boot_spread(suite: Suite) -> Figure:

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 
 from sandbox.bench import claims, crowd, programs, starts, throughput
 from sandbox.bench.figure import Figure
+from sandbox.bench.targets import PENDING
 from sandbox.config import HostConfig, PoolConfig
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
@@ -58,6 +59,10 @@ class Suite:
         self._measured.clear()
         return await self.measured(ident)
 
+    def keep(self, figure: Figure) -> None:
+        """Take a figure that is measured along with another one."""
+        self._measured[figure.id] = figure
+
     def pool(self, size: int, spare: int = 2, running: int = 4) -> VMPool:
         """Return a pool of warmed clones of the template, not yet open; so many of them are not paused."""
         config = PoolConfig(min_size=size, max_size=size + spare, running_ready=running)
@@ -83,6 +88,7 @@ async def command(suite: Suite) -> Figure:
 
 FIGURES: dict[str, Callable[[Suite], Awaitable[Figure]]] = {
     "B1": starts.cold_boot,
+    "B2": starts.minimal_boot,
     "B3": starts.boot_spread,
     "S1": starts.freeze,
     "S3": starts.restore,
@@ -110,3 +116,10 @@ FIGURES: dict[str, Callable[[Suite], Awaitable[Figure]]] = {
 }
 LONG = frozenset({"M2"})
 """Measured only when asked for by name: it takes minutes and most of the host's memory."""
+
+
+def pending() -> dict[str, str]:
+    """Return the figures that cannot be measured, each with its name and what it lacks."""
+    if starts.minimal_image() is not None:
+        return PENDING
+    return {"B2": "cold boot, minimal kernel; `sandbox image build --kernel minimal` makes one", **PENDING}

@@ -13,8 +13,7 @@ from sandbox.bench.gate import incomparable, missed_targets, regressions
 from sandbox.bench.peers import measure_peers
 from sandbox.bench.report import html
 from sandbox.bench.scaling import METRICS, measure_curves
-from sandbox.bench.suite import FIGURES, LONG, Suite
-from sandbox.bench.targets import PENDING
+from sandbox.bench.suite import FIGURES, LONG, Suite, pending
 from sandbox.cli.figures import Form, print_figures
 from sandbox.cli.run import complain, report, run
 from sandbox.config import HostConfig, TemplateConfig
@@ -63,16 +62,18 @@ def _wanted(only: str | None, *, scaling: bool = False, peers: bool = False) -> 
     if scaling:
         asked = _chosen(only, list(METRICS)) if only is not None else list(METRICS)
         return _Wanted([], asked, peers)
+    there = [ident for ident in FIGURES if ident not in pending()]
     if only is None:
-        return _Wanted([] if peers else [ident for ident in FIGURES if ident not in LONG], [], peers)
-    return _Wanted(_chosen(only, list(FIGURES)), [], peers)
+        return _Wanted([] if peers else [ident for ident in there if ident not in LONG], [], peers)
+    return _Wanted(_chosen(only, there), [], peers)
 
 
 def _chosen(only: str, existing: list[str]) -> list[str]:
     asked = [ident.strip().upper() for ident in only.split(",") if ident.strip()]
     unknown = [name for name in asked if not any(_is_meant(name, ident) for ident in existing)]
-    if pending := [name for name in unknown if name in PENDING]:
-        raise ConfigError(f"pending, its feature does not exist yet: {', '.join(pending)}")
+    lacking = pending()
+    if waiting := [f"{name} ({lacking[name]})" for name in unknown if name in lacking]:
+        raise ConfigError(f"pending: {', '.join(waiting)}")
     if unknown or not asked:
         raise ConfigError(f"no such figure: {', '.join(unknown)}; there are {', '.join(existing)}")
     return [ident for name in asked for ident in existing if _is_meant(name, ident)]
@@ -141,6 +142,6 @@ def _tell(figures: list[Figure], facts: dict[str, object], notes: list[str], req
         complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
     for note in notes:
         complain(note)
-    print_figures(figures, surroundings, notes, request.form)
+    print_figures(figures, surroundings, pending(), notes, request.form)
     if request.html is not None:
-        request.html.write_text(html(figures, surroundings, notes))
+        request.html.write_text(html(figures, surroundings, pending(), notes))

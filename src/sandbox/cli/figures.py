@@ -11,14 +11,20 @@ from rich.table import Table
 
 from sandbox.bench.figure import Figure, percentile
 from sandbox.bench.report import show
-from sandbox.bench.targets import PENDING, judge
+from sandbox.bench.targets import judge
 
 Form = Literal["table", "json", "markdown"]
 _COLUMNS = ("id", "figure", "boundary", "n", "p50", "p95", "p99", "cv", "× raw", "target")
 _FACTS = ("machine", "cores", "accelerator", "qemu", "libvirt", "guest_memory_mib", "sandbox")
 
 
-def print_figures(figures: list[Figure], surroundings: Mapping[str, object], notes: Sequence[str], form: Form) -> None:
+def print_figures(
+    figures: list[Figure],
+    surroundings: Mapping[str, object],
+    pending: Mapping[str, str],
+    notes: Sequence[str],
+    form: Form,
+) -> None:
     """Print them in the form that was asked for; ways to run code get a column of what they isolate."""
     facts = ", ".join(f"{name} {surroundings[name]}" for name in _FACTS)
     isolation = any(figure.isolates for figure in figures)
@@ -26,7 +32,7 @@ def print_figures(figures: list[Figure], surroundings: Mapping[str, object], not
     rows = [(*_row(figure), *([figure.isolates] if isolation else [])) for figure in figures]
     if form == "json":
         measured = [figure.as_dict() | _verdict(figure) for figure in figures]
-        document = {"environment": surroundings, "figures": measured, "pending": PENDING, "notes": list(notes)}
+        document = {"environment": surroundings, "figures": measured, "pending": dict(pending), "notes": list(notes)}
         print(json.dumps(document, indent=1))
     elif form == "markdown":
         print(facts + "\n")
@@ -39,7 +45,7 @@ def print_figures(figures: list[Figure], surroundings: Mapping[str, object], not
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        console.print(f"pending: {', '.join(PENDING)}", highlight=False)
+        console.print(f"pending: {', '.join(pending)}", highlight=False)
 
 
 def _verdict(figure: Figure) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sandbox.cli.run import report
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.image.build import build_image
-from sandbox.image.recipe import load_recipe
+from sandbox.image.recipe import Kernel, load_recipe
 from sandbox.image.store import ImageStore
 from sandbox.log import log
 from sandbox.template.prune import prune_templates
@@ -23,11 +23,13 @@ def _store() -> ImageStore:
     return ImageStore(HostConfig().paths.images)
 
 
-def build(recipe: str, packages: list[str], pip: Path | None, *, fresh: bool) -> int:
+def build(recipe: str, packages: list[str], pip: Path | None, kernel: Kernel | None, *, fresh: bool) -> int:
     try:
         wanted = load_recipe(recipe)
         if packages or pip is not None:
             wanted = wanted.with_extras(packages, _requirements(pip) if pip else ())
+        if kernel is not None:
+            wanted = wanted.with_kernel(kernel)
         image = build_image(wanted, _store(), log.progress, fresh=fresh)
     except SandboxError as error:
         return report(error)

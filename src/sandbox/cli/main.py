@@ -230,12 +230,16 @@ def image_build(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a .toml file.")] = "default",
     package: Annotated[list[str] | None, typer.Option(help="A further Debian package; may be repeated.")] = None,
     pip: Annotated[Path | None, typer.Option(help="A requirements file; its wheels go into the image.")] = None,
+    kernel: Annotated[
+        Literal["debian", "minimal"] | None,
+        typer.Option(help="`minimal` is compiled from Debian's source: it boots faster, and can less."),
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Take all packages anew from the mirror.")] = False,
 ) -> None:
     """Build an image and print its digest. What did not change is taken from earlier builds."""
     from sandbox.cli.image import build
 
-    raise typer.Exit(build(recipe, package or [], pip, fresh=fresh))
+    raise typer.Exit(build(recipe, package or [], pip, kernel, fresh=fresh))
 
 
 @image_app.command("ls")

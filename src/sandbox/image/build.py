@@ -7,12 +7,14 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sandbox import wire
 from sandbox.errors import ImageError
 from sandbox.image.bytecode import compile_agent
 from sandbox.image.initramfs import initramfs
+from sandbox.image.kernel_build import KERNEL_BYTES, build_kernel, kernel_key
 from sandbox.image.layer import ARCH, KERNEL, Layer, build_layer, file_record, layer_key, read_layer
 from sandbox.image.manifest import ImageManifest, digest_of
 from sandbox.image.recipe import Recipe, load_recipe
@@ -36,7 +38,7 @@ def ensure_image(name: str, store: ImageStore, progress: Progress) -> Image:
     """
     recipe = load_recipe(name)
     release = host_release()
-    return _current(recipe, release, store) or _build(recipe, release, store, progress, fresh=False, force=False)
+    return current_image(recipe, store) or _build(recipe, release, store, progress, fresh=False, force=False)
 
 
 def build_image(recipe: Recipe, store: ImageStore, progress: Progress, *, fresh: bool = False) -> Image:
@@ -50,7 +52,18 @@ def build_image(recipe: Recipe, store: ImageStore, progress: Progress, *, fresh:
 
 def is_current(name: str, store: ImageStore) -> bool:
     """Return whether `ensure_image` would find the image of this recipe built and up to date."""
-    return _current(load_recipe(name), host_release(), store) is not None
+    return current_image(load_recipe(name), store) is not None
+
+
+def current_image(recipe: Recipe, store: ImageStore) -> Image | None:
+    """Return the image with the recipe's name if it is up to date, that is, if a build would make it again."""
+    if recipe.name not in store.names():
+        return None
+    try:
+        image = store.find(recipe.name)
+    except ImageError:  # damaged, or of another version: a build replaces it
+        return None
+    return image if image.manifest.inputs == inputs_digest(recipe, host_release()) else None
 
 
 def agent_sources() -> dict[str, bytes]:
@@ -72,6 +85,7 @@ def inputs_digest(recipe: Recipe, release: Release) -> str:
             "bytecode": 1,
             "init": hashlib.sha256(_init()).hexdigest(),
             "busybox": hashlib.sha256(_busybox()).hexdigest(),
+            **({"kernel": kernel_key(release)} if recipe.kernel == "minimal" else {}),
         }
     )
 
@@ -99,37 +113,54 @@ def _build_locked(
     recipe: Recipe, release: Release, store: ImageStore, say: Progress, *, fresh: bool, force: bool
 ) -> Image:
     with store.locked(lambda: say("waiting for another build to end")):
-        if not force and (image := _current(recipe, release, store)):
+        if not force and (image := current_image(recipe, store)):
             return image
-        key = layer_key(recipe, release)
-        layer = None if fresh else read_layer(store.layers / key)
-        if layer is None:
-            if (free := shutil.disk_usage(store.directory).free) < _BUILD_BYTES:
-                raise ImageError(
-                    f"building an image needs {_BUILD_BYTES >> 20} MiB in {store.directory}, {free >> 20} are free: "
-                    "run `sandbox image prune`, or set SANDBOX_DATA_DIR"
-                )
-            say(f"{recipe.name}: Debian {release.codename} with {len(recipe.packages)} packages, half a minute or so")
-            with store.building() as work:
-                target = work / "layer"
-                target.mkdir(mode=0o755)
-                layer = build_layer(recipe, release, work, target)
-                store.publish_layer(target, key)
+
+        def layer_of(key: str, what: str, size: int, build: Callable[[Path, Path], Layer]) -> Layer:
+            found = None if fresh else read_layer(store.layers / key)
+            return found or _build_layer(store, key, size, partial(say, f"{recipe.name}: {what}"), build)
+
+        what = f"Debian {release.codename} with {len(recipe.packages)} packages, half a minute or so"
+        layer = layer_of(layer_key(recipe, release), what, _BUILD_BYTES, partial(build_layer, recipe, release))
+        kernel = None
+        if recipe.kernel == "minimal":
+            what = "the minimal kernel is compiled, some minutes"
+            kernel = layer_of(kernel_key(release), what, KERNEL_BYTES, partial(build_kernel, release))
         say(f"{recipe.name}: initramfs with the agent")
         with store.building() as work:
-            image = _assemble(recipe, release, store, layer, work)
-        say(f"{recipe.name}: {image.digest[:12]}, kernel {layer.kernel}, {len(layer.packages)} packages")
+            image = _assemble(recipe, release, store, layer, kernel, work)
+        say(f"{recipe.name}: {image.digest[:12]}, kernel {image.manifest.kernel}, {len(layer.packages)} packages")
         return image
 
 
-def _assemble(recipe: Recipe, release: Release, store: ImageStore, layer: Layer, work: Path) -> Image:
-    key = layer_key(recipe, release)
-    source, target = store.layers / key, work / "image"
+def _build_layer(
+    store: ImageStore, key: str, size: int, begin: Callable[[], None], build: Callable[[Path, Path], Layer]
+) -> Layer:
+    if (free := shutil.disk_usage(store.directory).free) < size:
+        raise ImageError(
+            f"building an image needs {size >> 20} MiB in {store.directory}, {free >> 20} are free: "
+            "run `sandbox image prune`, or set SANDBOX_DATA_DIR"
+        )
+    begin()
+    with store.building() as work:
+        target = work / "layer"
+        target.mkdir(mode=0o755)
+        layer = build(work, target)
+        store.publish_layer(target, key)
+    return layer
+
+
+def _assemble(
+    recipe: Recipe, release: Release, store: ImageStore, layer: Layer, kernel: Layer | None, work: Path
+) -> Image:
+    key, target = layer_key(recipe, release), work / "image"
+    kernel_layer = kernel_key(release) if kernel else None
+    booted, source, kernel_source = kernel or layer, store.layers / key, store.layers / (kernel_layer or key)
     target.mkdir(mode=0o755)
-    for name in (KERNEL, ROOT):
-        (target / name).hardlink_to(source / name)
+    (target / ROOT).hardlink_to(source / ROOT)
+    (target / KERNEL).hardlink_to(kernel_source / KERNEL)
     agent = agent_sources()
-    modules = [(name, (source / f"{name}.ko").read_bytes()) for name in layer.modules]
+    modules = [(name, (source / f"{name}.ko").read_bytes()) for name in booted.modules]
     python = next((package.version for package in layer.packages if package.name == "python3"), "")
     files = agent | compile_agent(agent, python)
     (target / INITRD).write_bytes(initramfs(_busybox(), _init(), modules, files))
@@ -138,26 +169,17 @@ def _assemble(recipe: Recipe, release: Release, store: ImageStore, layer: Layer,
         recipe=recipe,
         suite=release.codename,
         arch=ARCH,
-        kernel=layer.kernel,
+        kernel=booted.kernel,
         packages=layer.packages,
         pip=layer.pip,
-        files={KERNEL: layer.files[KERNEL], ROOT: layer.files[ROOT], INITRD: file_record(target / INITRD)},
+        files={KERNEL: booted.files[KERNEL], ROOT: layer.files[ROOT], INITRD: file_record(target / INITRD)},
         agent=_agent_digest(agent),
         protocol=wire.PROTOCOL_VERSION,
         layer=key,
+        kernel_layer=kernel_layer,
         inputs=inputs_digest(recipe, release),
     )
     return store.publish(target, manifest)
-
-
-def _current(recipe: Recipe, release: Release, store: ImageStore) -> Image | None:
-    if recipe.name not in store.names():
-        return None
-    try:
-        image = store.find(recipe.name)
-    except ImageError:  # damaged, or of another version: a build replaces it
-        return None
-    return image if image.manifest.inputs == inputs_digest(recipe, release) else None
 
 
 def _agent_digest(sources: dict[str, bytes]) -> str:

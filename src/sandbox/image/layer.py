@@ -16,7 +16,7 @@ from sandbox.image.recipe import Recipe
 from sandbox.image.rootfs import KERNEL_PACKAGE, ROOT, build_rootfs
 from sandbox.image.wheels import pack_wheels
 from sandbox.paths import resource
-from sandbox.setup.sources import Release, debian_sources, with_backports
+from sandbox.setup.sources import Release, Source, debian_sources, with_backports
 
 FORMAT = 1
 ARCH = "amd64"
@@ -56,11 +56,7 @@ def layer_key(recipe: Recipe, release: Release) -> str:
 
 def build_layer(recipe: Recipe, release: Release, work: Path, target: Path) -> Layer:
     """Build the layer into the empty directory `target`, with `work` for what is temporary."""
-    sources = debian_sources(release)
-    kernel_suite = release.codename
-    if release.version == _KERNEL_BACKPORTED_TO:
-        sources = with_backports(sources, release)
-        kernel_suite = f"{release.codename}-backports"
+    sources, kernel_suite = kernel_sources(release)
     wheels, pip = pack_wheels(recipe.pip, release.codename, work) if recipe.pip else (None, ())
     packages = build_rootfs(_packages(recipe), sources, kernel_suite, wheels, work)
     shutil.move(work / ROOT, target / ROOT)
@@ -69,6 +65,14 @@ def build_layer(recipe: Recipe, release: Release, work: Path, target: Path) -> L
     layer = Layer(kernel=version, packages=packages, pip=pip, modules=tuple(modules), files=files)
     (target / RECORD).write_bytes(canonical_json(layer.model_dump(mode="json")))
     return layer
+
+
+def kernel_sources(release: Release) -> tuple[tuple[Source, ...], str]:
+    """Return the host's apt sources and, of their suites, the one that the guest's kernel comes from."""
+    sources = debian_sources(release)
+    if release.version != _KERNEL_BACKPORTED_TO:
+        return sources, release.codename
+    return with_backports(sources, release), f"{release.codename}-backports"
 
 
 def read_layer(directory: Path) -> Layer | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from sandbox.image.recipe import Recipe
 
@@ -52,7 +52,9 @@ class ImageManifest(_Frozen):
     protocol: int
     """The version of the protocol that the agent speaks."""
     layer: Sha256
-    """The key of the cached layer that holds the root file system and the kernel."""
+    """The key of the cached layer that holds the root file system and Debian's kernel."""
+    kernel_layer: Sha256 | None = Field(default=None, exclude_if=lambda key: key is None)
+    """The key of the cached layer that holds the kernel, if it is not Debian's."""
     inputs: Sha256
     """The digest of everything that the image was asked to be made from."""
 

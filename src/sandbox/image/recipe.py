@@ -6,9 +6,9 @@ import hashlib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sandbox.errors import ConfigError
 from sandbox.paths import resource
@@ -16,6 +16,7 @@ from sandbox.paths import resource
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,62}$")]
 # A leading letter or digit, so that no package is ever taken for an option or removed by a trailing `-`.
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*[a-z0-9.+]$")]
+Kernel = Literal["debian", "minimal"]
 Requirement = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9]")]
 
 
@@ -33,6 +34,16 @@ class Recipe(BaseModel):
     """The languages that programs for this image may be written in."""
     pip: tuple[Requirement, ...] = ()
     """Requirements that are installed from wheels, as pip writes them."""
+    kernel: Kernel = Field(default="debian", exclude_if=lambda kernel: kernel == "debian")
+    """Debian's own for clouds, or one that is compiled from Debian's source with what a guest needs only."""
+
+    def with_kernel(self, kernel: Kernel) -> Recipe:
+        """Return this recipe with another kernel, and a name that says so."""
+        if kernel == self.kernel:
+            return self
+        return _validated(
+            f"{self.name} with a kernel", {**dict(self), "name": f"{self.name}-{kernel}-kernel", "kernel": kernel}
+        )
 
     def with_extras(self, packages: Iterable[str] = (), pip_requirements: Iterable[str] = (), name: str = "") -> Recipe:
         """Return this recipe with more packages.

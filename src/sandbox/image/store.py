@@ -159,7 +159,8 @@ class ImageStore:
         removed, freed = [], 0
         with self.locked(lambda: None):
             named = set(self.names().values())
-            in_use = {image.manifest.layer for image in self.ls() if image.digest in named}
+            manifests = [image.manifest for image in self.ls() if image.digest in named]
+            in_use = {key for manifest in manifests for key in (manifest.layer, manifest.kernel_layer)}
             for parent, keep in ((self._objects, named), (self.layers, in_use)):
                 for directory in sorted(parent.glob("*")):
                     if directory.name not in keep:
