@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bench.compare import compare, load_figures
+from sandbox.bench.compare import Run, compare
 from sandbox.bench.figure import Figure, bootstrap_ratio
-from sandbox.bench.report import html
+from sandbox.bench.overview import overview
+from sandbox.bench.report import html, show
 from sandbox.bench.scaling import METRICS
 from sandbox.bench.suite import FIGURES
 from sandbox.bench.targets import AMONG_LIVE, PENDING, TARGETS, judge
@@ -73,13 +74,22 @@ def test_an_older_document_is_read_and_anything_else_refused(tmp_path: Path) -> 
     claims = _figure("A1", 1.0, 2.0)
     claims.reference, claims.reference_samples = "a loop", [3.0]
     figures = [claims, _figure("S3", 1.0, raw=(0.5,)), _figure("E3@5", 4.0, unit="per second")]
-    path.write_text(json.dumps({"figures": [figure.as_dict() for figure in figures]}))
-    assert list(load_figures(path).values()) == figures
+    path.write_text(json.dumps({"environment": {}, "pending": {}, "figures": [figure.as_dict() for figure in figures]}))
+    assert list(Run.load(path).figures.values()) == figures
     empty = json.dumps({"figures": [figures[1].as_dict() | {"samples": []}]})
     for content in ("", "[]", '{"figures": [{"id": 1}]}', '{"figures": [1]}', empty):
         path.write_text(content)
         with pytest.raises(ConfigError, match=r"old\.json"):
-            load_figures(path)
+            Run.load(path)
+
+
+def test_the_overview_has_a_line_for_each_time_and_its_target() -> None:
+    """Other units and single samples are left out; what lies off the scale is drawn at its end."""
+    text = overview([_figure("S3", 0.1, 0.2), _figure("B1", 50.0, 60.0), _figure("C2", 1.0, 2.0, unit="bytes")], show)
+    assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert text.count("<circle") == 2
+    assert text.count('stroke="#a11"') == 2
+    assert all(0 < float(x) < 860 for x in re.findall(r'cx="([^"]+)"', text))
 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:

@@ -37,14 +37,26 @@ class Change:
         return f"{self.id:<9}{self.ratio:6.2f} × ({self.low:.2f} to {self.high:.2f})  {verdict}{by}"
 
 
-def load_figures(path: Path) -> dict[str, Figure]:
-    """Return by id the figures of a document that `sandbox bench --json` printed."""
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        figures = [Figure.from_dict(figure) for figure in document["figures"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
-    return {figure.id: figure for figure in figures}
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What `sandbox bench --json` has printed."""
+
+    figures: dict[str, Figure]
+    surroundings: dict[str, object]
+    pending: dict[str, str]
+    notes: list[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Raises `ConfigError` when the file holds something else."""
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+            figures = [Figure.from_dict(figure) for figure in document["figures"]]
+            facts, pending = dict(document["environment"]), dict(document["pending"])
+            notes = [str(note) for note in document.get("notes", [])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
+        return cls({figure.id: figure for figure in figures}, facts, pending, notes)
 
 
 def compare(figures: list[Figure], before: dict[str, Figure]) -> list[Change]:

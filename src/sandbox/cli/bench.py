@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.bench.compare import Change, compare, load_figures
+from sandbox.bench.compare import Change, Run, compare
 from sandbox.bench.environment import environment
 from sandbox.bench.figure import Figure
 from sandbox.bench.gate import incomparable, missed_targets, regressions
+from sandbox.bench.overview import overview
 from sandbox.bench.peers import measure_peers
-from sandbox.bench.report import html
+from sandbox.bench.report import html, show
 from sandbox.bench.scaling import METRICS, measure_curves
 from sandbox.bench.suite import FIGURES, LONG, Suite, pending
 from sandbox.cli.figures import Form, print_figures
@@ -23,6 +26,7 @@ from sandbox.template.template import Template
 
 MISSED = 1
 _BUSY = 0.5
+_ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class BenchRequest:
     scaling: bool = False
     up_to: int = 400
     peers: bool = False
+    svg: Path | None = None
+    recorded: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def run_bench(request: BenchRequest) -> int:
     """Measure and print; return 1 if `gate` is set and a target is missed, or a figure is worse than before."""
     try:
         wanted = _wanted(request.only, scaling=request.scaling, peers=request.peers)
-        before = load_figures(request.compare) if request.compare is not None else {}
+        before = Run.load(request.compare).figures if request.compare is not None else {}
+        if request.recorded is not None:
+            return _show_recorded(Run.load(request.recorded), before, request)
     except SandboxError as error:
         return report(error, status=2)
     return run(_bench(wanted, before, request))
@@ -86,13 +94,26 @@ def _is_meant(name: str, ident: str) -> bool:
     return ident == name or (ident.startswith(name) and ident[len(name) :].isalpha() and name[-1].isdigit())
 
 
+def _show_recorded(recorded: Run, before: dict[str, Figure], request: BenchRequest) -> int:
+    """Print and draw a recorded run, or the figures of it that were asked for."""
+    existing = list(recorded.figures)
+    asked = existing if request.only is None else _chosen(request.only, existing)
+    figures = [recorded.figures[ident] for ident in asked]
+    _put_out(figures, recorded.surroundings, recorded.pending, recorded.notes, request)
+    for change in compare(figures, before):
+        complain(str(change))
+    return 0
+
+
 async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchRequest) -> int:
     load = os.getloadavg()[0]
     template = await Template.ensure(TemplateConfig(), HostConfig())
     suite, figures = Suite(template, request.samples, log.progress), list[Figure]()
     is_whole = False
     try:
-        for ident in wanted.figures:
+        began = time.monotonic()
+        for done, ident in enumerate(wanted.figures):
+            log.progress(_progress(done, len(wanted.figures), time.monotonic() - began))
             figures.append(await suite.measured(ident))
         if wanted.curves:
             await measure_curves(suite, wanted.curves, request.up_to, figures.append)
@@ -119,6 +140,12 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
     return MISSED if failed else 0
 
 
+def _progress(done: int, count: int, seconds: float) -> str:
+    """Return which figure is the next one and, when some are done, how long the others will take at that rate."""
+    said = f"figure {done + 1} of {count}"
+    return said if done < _ENOUGH else f"{said}, some {math.ceil(seconds / done * (count - done) / 60)} min left"
+
+
 async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figure]) -> list[Change]:
     """Measure what got worse once more, and return what still is: a neighbour's load passes, a change of ours stays."""
     confirmed = []
@@ -142,6 +169,18 @@ def _tell(figures: list[Figure], facts: dict[str, object], notes: list[str], req
         complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
     for note in notes:
         complain(note)
-    print_figures(figures, surroundings, pending(), notes, request.form)
+    _put_out(figures, surroundings, pending(), notes, request)
+
+
+def _put_out(
+    figures: list[Figure],
+    surroundings: dict[str, object],
+    lacking: dict[str, str],
+    notes: list[str],
+    request: BenchRequest,
+) -> None:
+    print_figures(figures, surroundings, lacking, notes, request.form)
     if request.html is not None:
-        request.html.write_text(html(figures, surroundings, pending(), notes))
+        request.html.write_text(html(figures, surroundings, lacking, notes))
+    if request.svg is not None:
+        request.svg.write_text(overview(figures, show))

@@ -204,6 +204,10 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a report with pictures, too.", metavar="FILE")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write one picture of all times, too.", metavar="FILE")] = None,
+    recorded: Annotated[
+        Path | None, typer.Option(help="Show this run (a --json document) and measure nothing.", metavar="RUN.json")
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="Say what got worse since this run (a --json document).", metavar="OLD.json")
     ] = None,
@@ -222,7 +226,7 @@ def bench(
     from sandbox.cli.bench import BenchRequest, run_bench
 
     form: Literal["table", "json", "markdown"] = "json" if json_ else "markdown" if markdown else "table"
-    raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate, scaling, up_to, peers)))
+    raise typer.Exit(run_bench(BenchRequest(only, n, form, html, compare, gate, scaling, up_to, peers, svg, recorded)))
 
 
 @image_app.command("build")
