@@ -11,7 +11,7 @@ import pytest
 from sandbox.bench.compare import Run, compare
 from sandbox.bench.figure import Figure, bootstrap_ratio
 from sandbox.bench.overview import overview
-from sandbox.bench.report import html, show
+from sandbox.bench.report import html
 from sandbox.bench.scaling import METRICS
 from sandbox.bench.suite import FIGURES
 from sandbox.bench.targets import AMONG_LIVE, PENDING, TARGETS, judge
@@ -85,7 +85,7 @@ def test_an_older_document_is_read_and_anything_else_refused(tmp_path: Path) -> 
 
 def test_the_overview_has_a_line_for_each_time_and_its_target() -> None:
     """Other units and single samples are left out; what lies off the scale is drawn at its end."""
-    text = overview([_figure("S3", 0.1, 0.2), _figure("B1", 50.0, 60.0), _figure("C2", 1.0, 2.0, unit="bytes")], show)
+    text = overview([_figure("S3", 0.1, 0.2), _figure("B1", 50.0, 60.0), _figure("C2", 1.0, 2.0, unit="bytes")])
     assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert text.count("<circle") == 2
     assert text.count('stroke="#a11"') == 2

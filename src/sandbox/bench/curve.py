@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from html import escape
 
 from sandbox.bench.figure import Figure, percentile
@@ -14,7 +13,7 @@ _WIDE = 10.0
 """Where the tail is so many times the median, equal lengths upwards are equal ratios, or the median would be flat."""
 
 
-def curve(points: list[Figure], show: Callable[[Figure, float], str]) -> str:
+def curve(points: list[Figure]) -> str:
     """Return a metric's points as one drawing: VMs to the right in equal ratios, values upwards from 0 if they fit."""
     points = sorted(points, key=lambda point: point.live or 0)
     medians = [point.p50 for point in points]
@@ -34,7 +33,7 @@ def curve(points: list[Figure], show: Callable[[Figure, float], str]) -> str:
     for value in (bottom, math.sqrt(bottom * top) or top / 2, top):
         y = up(value)
         drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        drawn.append(_label(_LEFT - 6, y + 4, show(points[0], value), "end"))
+        drawn.append(_label(_LEFT - 6, y + 4, points[0].show(value), "end"))
     drawn += [_label(across(point), _HEIGHT - 6, str(point.live), "middle") for point in points]
     for percent, color in reversed(_LINES):
         marks = [(across(point), up(percentile(point.samples, percent))) for point in points]

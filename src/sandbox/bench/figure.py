@@ -85,6 +85,16 @@ class Figure:
     def divisor_samples(self) -> list[float]:
         return self.raw_samples or self.reference_samples
 
+    def show(self, value: float) -> str:
+        """Return a value in the figure's unit, as people read it."""
+        if self.unit == "bytes":
+            return f"{value / 1024:.0f} KiB" if abs(value) < 10 * 1024 * 1024 else f"{value / 1024 / 1024:.1f} MiB"
+        if self.unit == "ratio":
+            return f"{value:.3g}"
+        if self.unit == "per second":
+            return f"{value:.3g} /s"
+        return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
+
     @property
     def p50(self) -> float:
         return percentile(self.samples, 50)

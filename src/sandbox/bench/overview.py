@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from html import escape
 
 from sandbox.bench.figure import Figure, percentile
@@ -14,7 +13,7 @@ _DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _BLUE, _GREY, _RED = "#2563eb", "#777", "#a11"
 
 
-def overview(figures: list[Figure], show: Callable[[Figure, float], str]) -> str:
+def overview(figures: list[Figure]) -> str:
     """Return a line for each time with more than one sample: p5 to p99, its median as a dot, its target as a mark."""
     times = [figure for figure in figures if figure.unit == "seconds" and len(figure.samples) > 1]
     height = _TOP + _ROW * len(times) + 8
@@ -25,20 +24,20 @@ def overview(figures: list[Figure], show: Callable[[Figure, float], str]) -> str
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height}" stroke="#e5e5e5"/>')
         drawn.append(_text(x, _TOP - 4, label, "middle"))
     for index, figure in enumerate(times):
-        drawn += _line(figure, _TOP + _ROW * (index + 0.7), show)
+        drawn += _line(figure, _TOP + _ROW * (index + 0.7))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}</svg>\n'
     )
 
 
-def _line(figure: Figure, y: float, show: Callable[[Figure, float], str]) -> list[str]:
+def _line(figure: Figure, y: float) -> list[str]:
     low, middle, high = (_across(percentile(figure.samples, part)) for part in (5, 50, 99))
     drawn = [
         _text(_LEFT - 10, y + 4, f"{figure.id}  {figure.name}", "end"),
         f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{_BLUE}" stroke-width="5" opacity=".35"/>',
         f'<circle cx="{middle:.1f}" cy="{y}" r="4.5" fill="{_BLUE}"/>',
-        _text(_WIDTH - 8, y + 4, show(figure, figure.p50), "end"),
+        _text(_WIDTH - 8, y + 4, figure.show(figure.p50), "end"),
     ]
     target = target_of(figure)
     bound = (target.p50 or target.most or target.p99) if target is not None else None

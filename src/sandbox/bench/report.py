@@ -19,17 +19,6 @@ svg { background: #fafafa; width: 100%; } figure { margin: 1.5em 0; } figcaption
 """
 
 
-def show(figure: Figure, value: float) -> str:
-    """Return a value with its unit."""
-    if figure.unit == "bytes":
-        return f"{value / 1024:.0f} KiB" if abs(value) < 10 * 1024 * 1024 else f"{value / 1024 / 1024:.1f} MiB"
-    if figure.unit == "ratio":
-        return f"{value:.3g}"
-    if figure.unit == "per second":
-        return f"{value:.3g} /s"
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.2f} s"
-
-
 def html(
     figures: list[Figure],
     surroundings: Mapping[str, object],
@@ -43,7 +32,7 @@ def html(
     pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1 and figure.live is None)
     points = [figure for figure in figures if figure.live is not None]
     for metric in dict.fromkeys(point.metric for point in points):
-        pictures += curve([point for point in points if point.metric == metric], show)
+        pictures += curve([point for point in points if point.metric == metric])
     said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
@@ -55,7 +44,7 @@ def html(
 
 def _row(figure: Figure) -> str:
     verdict, why = judge(figure)
-    times = "".join(f"<td>{show(figure, percentile(figure.samples, part))}" for part in (50, 95, 99))
+    times = "".join(f"<td>{figure.show(percentile(figure.samples, part))}" for part in (50, 95, 99))
     said = escape(f"{verdict}: {why}" if why else verdict)
     name = escape(f"{figure.name} — {figure.boundary}")
     cells = f"<td>{figure.id}<td>{name}<td>{len(figure.samples)}{times}<td>{figure.cv:.0%}<td>{escape(figure.isolates)}"
@@ -78,9 +67,9 @@ def _picture(figure: Figure) -> str:
     if bound:
         x = _MARGIN + bound * scale
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}" stroke="#a11" stroke-dasharray="4"/>')
-    note = f"0 to {show(figure, top)}; blue: each sample"
+    note = f"0 to {figure.show(top)}; blue: each sample"
     note += "; grey: raw QEMU" if figure.raw_samples else ""
-    note += f"; dashed: target, {show(figure, bound)}" if bound else ""
+    note += f"; dashed: target, {figure.show(bound)}" if bound else ""
     caption = f"<b>{figure.id}</b> {escape(figure.name)} ({note})"
     body = "".join(drawn)
     return f'<figure><figcaption>{caption}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{body}</svg></figure>'

@@ -29,13 +29,13 @@ class Target:
             ("p50", figure.p50, self.p50),
             ("p99", figure.p99, self.p99),
             ("most", max(figure.samples), self.most),
-            ("ratio to raw", figure.raw_ratio or 0.0, self.raw_ratio),
         ]
-        missed = [
-            f"{name} {found:.3g} > {bound:g}" for name, found, bound in pairs if bound is not None and found > bound
-        ]
+        show = figure.show
+        missed = [f"{name} {show(found)} > {show(bound)}" for name, found, bound in pairs if bound and found > bound]
         if self.least is not None and figure.p50 < self.least:
-            missed.append(f"p50 {figure.p50:.3g} < {self.least:g}")
+            missed.append(f"p50 {show(figure.p50)} < {show(self.least)}")
+        if self.raw_ratio is not None and figure.raw_ratio is not None and figure.raw_ratio > self.raw_ratio:
+            missed.append(f"ratio to raw {figure.raw_ratio:.3g} > {self.raw_ratio:g}")
         return missed
 
 

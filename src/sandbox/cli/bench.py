@@ -14,7 +14,7 @@ from sandbox.bench.figure import Figure
 from sandbox.bench.gate import incomparable, missed_targets, regressions
 from sandbox.bench.overview import overview
 from sandbox.bench.peers import measure_peers
-from sandbox.bench.report import html, show
+from sandbox.bench.report import html
 from sandbox.bench.scaling import METRICS, measure_curves
 from sandbox.bench.suite import FIGURES, LONG, Suite, pending
 from sandbox.cli.figures import Form, print_figures
@@ -183,4 +183,4 @@ def _put_out(
     if request.html is not None:
         request.html.write_text(html(figures, surroundings, lacking, notes))
     if request.svg is not None:
-        request.svg.write_text(overview(figures, show))
+        request.svg.write_text(overview(figures))

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sandbox.bench.figure import Figure, percentile
-from sandbox.bench.report import show
 from sandbox.bench.targets import judge
 
 Form = Literal["table", "json", "markdown"]
@@ -54,7 +53,7 @@ def _verdict(figure: Figure) -> dict[str, Any]:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    times = [show(figure, percentile(figure.samples, part)) for part in (50, 95, 99)]
+    times = [figure.show(percentile(figure.samples, part)) for part in (50, 95, 99)]
     ratio = ""
     if figure.raw_ratio is not None and (interval := figure.raw_interval) is not None:
         ratio = f"{figure.raw_ratio:.2f} ({interval[0]:.2f}–{interval[1]:.2f})"
