@@ -65,25 +65,22 @@ class Group:
     def forks_refused(self):
         """Return how often a process could not be made because of a limit."""
         try:
-            with open(f"{self._path}/pids.events") as file:
-                return int(file.readline().split()[1])
+            return int(_read(f"{self._path}/pids.events").split()[1])
         except OSError:
             return 0
 
     def report(self):
         """Return peak memory and the number of processes that the kernel killed for want of memory."""
         try:
-            with open(f"{self._path}/memory.peak") as file:
-                peak = int(file.read())
-            with open(f"{self._path}/memory.events") as file:
-                events = dict(line.split() for line in file)
+            peak = int(_read(f"{self._path}/memory.peak"))
+            events = _read(f"{self._path}/memory.events").split()
         except OSError:  # the group could not be created: the execution never ran
             return {}
-        return {"peak_memory_bytes": peak, "oom_kills": int(events["oom_kill"])}
+        return {"peak_memory_bytes": peak, "oom_kills": int(events[events.index(b"oom_kill") + 1])}
 
     def remove(self):
-        if self._path is not None:
-            _try_remove(self._path)
+        """Give the group up; return whether nothing lives in it any more."""
+        return self._path is None or _try_remove(self._path)
 
 
 def restock():
@@ -98,13 +95,23 @@ def restock():
 
 
 def _try_remove(path):
-    """Remove a group, or keep it for later when background processes still live in it."""
+    """Remove a group, or keep it for later when background processes still live in it; return whether it is gone."""
     try:
         os.rmdir(path)
     except FileNotFoundError:
         pass
     except OSError:
         _left_over.append(path)
+        return False
+    return True
+
+
+def _read(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _write(path, text):

@@ -1,12 +1,12 @@
 """What a forked child does to stop being the agent and become the program that was asked for."""
 
+import _signal  # what `signal` wraps in enumerations, at twenty times the cost
 import fcntl
 import gc
 import math
 import os
 import random
 import resource
-import signal
 import struct
 import termios
 import time
@@ -50,6 +50,8 @@ class Become(Unwind):
         self._ends = ends
         self._group = group
         self._stamps = None
+        self._room = None  # where its script goes
+        self._dressed = None  # the account whose environment and streams it has already
 
     def run(self):
         """Never returns."""
@@ -73,8 +75,8 @@ class Become(Unwind):
 
     def _leave_agent(self):
         gc.freeze()  # what the agent had is never collected here: it would close descriptors that are ours by then
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.set_wakeup_fd(-1)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})
+        _signal.set_wakeup_fd(-1)
         stdio = self._ends.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
@@ -96,6 +98,11 @@ class Become(Unwind):
         """Do all that needs no request, then block until one comes; end when there will be none."""
         script.forget_agent()
         try:
+            self._room = script.make_room()
+            self._dress(accounts.find("user")[0])
+        except LookupError:  # it was removed: whoever asks for it is told
+            pass
+        try:
             os.write(self._ends.ready, SPENT.pack(time.process_time()))
         except BrokenPipeError:  # the request was faster
             pass
@@ -116,11 +123,11 @@ class Become(Unwind):
 
     def _take_signals(self):
         """Let an interrupt through that has come meanwhile; one before an interpreter's first cell must not end it."""
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(number, _signal.SIG_DFL)
         waits = self._request["op"] == "interpreter"
-        signal.signal(signal.SIGINT, signal.SIG_IGN if waits else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN if waits else _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGINT})
 
     def _tell_stamps(self):
         """The program begins now: tell what is traced, and leave it no descriptor of ours."""
@@ -140,45 +147,57 @@ class Become(Unwind):
         if limits.get("file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
 
-    def _drop_and_run(self):
-        request = self._request
-        name = request.get("user") or "user"
-        user, groups = accounts.find(name)
-        environment = {
-            "PATH": PATH,
-            "HOME": user.pw_dir,
-            "USER": user.pw_name,
-            "LOGNAME": user.pw_name,
-            "SHELL": user.pw_shell,
-            "LANG": "C.UTF-8",
-            "TERM": "xterm-256color" if request.get("pty") else "dumb",
-            "PYTHONUNBUFFERED": "1",
-            **(request.get("env") or {}),
-        }
-        if request.get("pty"):
+    def _dress(self, user, *, has_terminal=False):
+        """Give streams, limits and environment what every program of this user finds."""
+        os.environ.clear()
+        os.environ.update(
+            PATH=PATH,
+            HOME=user.pw_dir,
+            USER=user.pw_name,
+            LOGNAME=user.pw_name,
+            SHELL=user.pw_shell,
+            LANG="C.UTF-8",
+            TERM="xterm-256color" if has_terminal else "dumb",
+            PYTHONUNBUFFERED="1",
+        )
+        if has_terminal:
             os.fchown(0, user.pw_uid, 5)  # group tty
             os.fchmod(0, 0o620)
         else:  # so that it may open /dev/stdout and the others by name
             for fd in range(3):
                 os.fchown(fd, user.pw_uid, user.pw_gid)
-        self._limit(request.get("limits") or {})
+        self._limit({})
+        self._dressed = user
+
+    def _drop_and_run(self):
+        request = self._request
+        user, groups = accounts.find(request.get("user") or "user")
+        if user is not self._dressed:
+            self._dress(user, has_terminal=bool(request.get("pty")))
+        if request.get("env"):
+            os.environ.update(request["env"])
+        if request.get("limits"):
+            self._limit(request["limits"])
         operation = request["op"]
-        path = script.place(request["name"], request["code"]) if "code" in request else None
+        path = data = None
+        if "code" in request:
+            data = request["code"].encode("utf-8", "surrogateescape")
+            path = script.place(script.make_room() if self._room is None else self._room, request["name"], data)
+        elif self._room is not None:
+            os.close(self._room)
         os.setgroups(groups)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
         os.chdir(request.get("cwd") or WORKSPACE)
-        os.environ.clear()
-        os.environ.update(environment)
         if self._stamps is not None:
             self._stamps.append(time.monotonic())
         if operation == "python":
-            return script.run(path, request.get("argv") or [], self._tell_stamps)
+            return script.run(path, data, request.get("argv") or [], self._tell_stamps)
         self._tell_stamps()
         if operation in ("argv", "script"):
             argv = request["argv"] if operation == "argv" else [*request["interpreter"], path, *request["argv"]]
             try:
-                os.execvpe(argv[0], argv, environment)
+                os.execvp(argv[0], argv)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, argv[0]) from None
         return SERVERS[operation]()

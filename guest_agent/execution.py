@@ -6,6 +6,7 @@ import time
 import accounts
 import cgroup
 import evidence
+import script
 import wire
 from body import Body
 from pipe import Inlet, Outlet
@@ -154,8 +155,8 @@ class Execution:
         del self.agent.executions[self.id]
         self.agent.send_json(Kind.EXITED, self.id, end)
         self.agent.channel.flush()
-        if self._body is not None:  # nobody waits for the rest
-            self._body.group.remove()
+        if self._body is not None and self._body.group.remove():  # nobody waits for the rest
+            script.clear(self.pid)
         try:
             self.agent.make_spare()
             cgroup.restock()

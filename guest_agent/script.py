@@ -1,35 +1,53 @@
 """Run Python code in a fork of the warm interpreter, as `python3 FILE ARGS` would."""
 
+import _signal
 import atexit
 import io
 import os
-import signal
 import sys
 import threading
 import traceback
 import types
 
 SCRIPTS = "/run/scripts"
+_NAME = "script.py"
 _opened = None
 
 
-def place(name, code):
-    """Write the code to a file of its own, so that tracebacks, `__file__` and multiprocessing find it."""
+def make_room():
+    """Make the file of this process's script before anything is known of it; return its descriptor."""
     directory = f"{SCRIPTS}/{os.getpid()}"
     try:
         os.mkdir(directory, mode=0o755)
     except FileExistsError:  # an earlier process had this pid
         pass
-    path = os.path.join(directory, os.path.basename(name) or "script.py")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    data = code.encode("utf-8", "surrogateescape")
+    return os.open(f"{directory}/{_NAME}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+
+def place(room, name, data):
+    """Write the code to that file, so that tracebacks, `__file__` and multiprocessing find it; return its path."""
+    directory = f"{SCRIPTS}/{os.getpid()}"
+    path = f"{directory}/{os.path.basename(name) or _NAME}"
+    if name != _NAME:
+        os.rename(f"{directory}/{_NAME}", path)
     while data:
-        data = data[os.write(descriptor, data) :]
-    os.close(descriptor)
+        data = data[os.write(room, data) :]
+    os.close(room)
     return path
 
 
-def run(path, arguments, begin):
+def clear(pid):
+    """Remove what a process that has ended had its script in."""
+    directory = f"{SCRIPTS}/{pid}"
+    try:
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+    except OSError:  # there is none, or root in the guest has put something there
+        pass
+
+
+def run(path, data, arguments, begin):
     """Execute the file as `__main__` and return the exit status that an interpreter would give.
 
     `begin` is called when it is loaded, just before it runs.
@@ -40,15 +58,15 @@ def run(path, arguments, begin):
     sys.modules["__main__"] = main
     sys.argv = [path, *arguments]
     sys.path.insert(0, os.path.dirname(path))
-    status = _execute(path, main, begin)
+    status = _execute(path, data, main, begin)
     return finalize(status)
 
 
 def become_interpreter():
     """Leave nothing of the agent to be seen, and give the process what an interpreter starts with."""
     forget_agent()
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_IGN)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def forget_agent():
@@ -77,12 +95,10 @@ def _open_stdio():
     )
 
 
-def _execute(path, main, begin):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _execute(path, data, main, begin):
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     try:
-        with open(path, "rb") as file:
-            source = file.read()
-        program = compile(source, path, "exec")
+        program = compile(data, path, "exec")
         begin()
         exec(program, main.__dict__)
     except SystemExit as exit_:
@@ -90,8 +106,8 @@ def _execute(path, main, begin):
     except KeyboardInterrupt:
         traceback.print_exc()
         finalize(130)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        os.kill(os.getpid(), _signal.SIGINT)
     except BaseException as error:
         # Skip this function's own frame: the trace begins in the user's file.
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next

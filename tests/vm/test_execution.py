@@ -271,3 +271,15 @@ async def test_error_of_the_output_sink_reaches_the_caller(vm: VM) -> None:
     with pytest.raises(LookupError, match="enough"):
         await vm.exec("while true; do echo x; done", on_output=refuse, timeout=10)
     assert (await vm.run("print(1)")).ok
+
+
+async def test_nothing_piles_up_where_scripts_are_placed(vm: VM) -> None:
+    """A script's file is there while anything of it runs, also under another name, and is removed afterwards."""
+    for _ in range(3):
+        assert (await vm.run("import os; print(os.path.exists(__file__))")).text == "True\n"
+        assert (await vm.exec(["true"])).ok
+    left_over = "import subprocess; subprocess.Popen(['sleep', '99'], start_new_session=True); print(__file__)"
+    path = (await vm.run(left_over)).text.strip()
+    assert (await vm.exec(["cat", path])).text.startswith("import subprocess")
+    listing = await vm.exec("ls /run/scripts | wc -l", user="root")
+    assert int(listing.text) <= 3, "that of the sleeper, of this command, and of the child made ahead"
