@@ -21,6 +21,7 @@ from sandbox.vm import VM
 from tests.waiting import until_written
 
 MIB = 1024 * 1024
+TIMES = int(os.environ.get("SANDBOX_GUEST_ENDS", "1"))
 LIBC = "import ctypes, time; libc = ctypes.CDLL(None)\n"
 SYSRQ = "open('/proc/sysrq-trigger', 'w').write('{}')\n"
 AGENT_DIES = """
@@ -46,8 +47,9 @@ SILENT = {
 }
 
 
+@pytest.mark.parametrize("_time", range(TIMES))
 @pytest.mark.parametrize("name", ENDS)
-async def test_a_guest_that_ends_itself_is_lost_at_once_with_the_right_cause(vm: VM, name: str) -> None:
+async def test_a_guest_that_ends_itself_is_lost_at_once_with_the_right_cause(vm: VM, name: str, _time: int) -> None:
     """What was said before is kept, the certificate names cause and console, and nobody waits for a time-out."""
     act, outcome, cause = ENDS[name]
     code = f"import sys, time\nprint('last words', flush=True)\nsys.stdin.readline()\n{act}\ntime.sleep(99)"
