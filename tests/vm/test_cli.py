@@ -249,3 +249,16 @@ def test_full_disk_is_named_before_anything_is_written(tmp_path: Path, has_image
         assert not list(tmp_path.glob("templates/*/memory"))
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["ps"], ["image", "ls"], ["audit"], ["--help"]], ids="-".join)
+def test_a_report_that_cannot_be_written_is_no_success(command: list[str], unbuffered: str) -> None:
+    """A full disk under standard output is one line on standard error, and status 125."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    argv = [sys.executable, "-m", "sandbox", *command]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert done.returncode == 125
+    assert "cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -335,11 +336,27 @@ def _hold_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - print(file=None) would take stdout
 
 
+def _is_written() -> bool:
+    """Return whether all that was printed has got out; say so if it has not, unless its reader has gone."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        from sandbox.cli.run import complain, discard_output
+
+        if not isinstance(error, BrokenPipeError):
+            complain(f"our stdout cannot be written: {error.strerror}")
+        discard_output()
+        return False
+    return True
+
+
 def main() -> None:
     """Entry point: no failure of ours ends in a traceback or in an exit code that a script could have given."""
     _hold_standard_streams()
     try:
         app()
+    except SystemExit as end:
+        sys.exit(end.code if _is_written() or end.code else TOOL_FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - a defect of ours: one line for the user, the trace for who asks for it
@@ -348,7 +365,13 @@ def main() -> None:
 
         from sandbox.cli.run import complain
 
-        complain(f"internal error: {type(error).__name__}: {error}; -vv shows where")
+        is_written = _is_written()
+        if isinstance(error, OSError) and not is_written:
+            sys.exit(TOOL_FAILED)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            complain(f"{error.strerror}: our output, or a file of ours, cannot be written; make room and try again")
+        else:
+            complain(f"internal error: {type(error).__name__}: {error}; -vv shows where")
         if logging.getLogger("sandbox").isEnabledFor(logging.DEBUG):
             traceback.print_exc()
         sys.exit(TOOL_FAILED)

@@ -46,7 +46,7 @@ def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
     except SandboxError as error:
         return report(error, as_json=as_json)
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         return 128 + signal.SIGPIPE
 
 
@@ -57,7 +57,7 @@ def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAI
             say({"kind": "infra", "exit_code": status, "error": describe(error)})
         except (BrokenPipeError, HostFileError):
             complain(describe(error)["message"])
-            _discard_output()
+            discard_output()
     else:
         complain(describe(error)["message"])
     return status
@@ -76,6 +76,7 @@ def say(document: Mapping[str, object]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        discard_output()
         raise HostFileError(error.errno, f"our stdout cannot be written: {error.strerror}") from error
 
 
@@ -85,7 +86,7 @@ def complain(message: str) -> None:
         print(f"sandbox: {printable(message)}", file=sys.stderr, flush=True)
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """Have the interpreter's last flush of standard output go nowhere, instead of failing again."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sandbox.bench.environment import environment
 from sandbox.cli.exec import Command, ExecRequest, memory_mib, run_exec
-from sandbox.cli.run import complain, describe, report, run
+from sandbox.cli.run import complain, describe, discard_output, report, run
 from sandbox.config import TemplateConfig
 from sandbox.errors import ConfigError, HostFileError, SandboxError
 from sandbox.template.template import Template
@@ -105,6 +105,8 @@ def _show(what: str, spans: list[Span], facts: dict[str, object], trace: TraceRe
     except BrokenPipeError:
         raise
     except OSError as error:
+        if out is sys.stdout:
+            discard_output()
         raise HostFileError(error.errno, f"the picture cannot be written: {error.strerror}") from error
 
 

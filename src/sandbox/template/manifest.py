@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sandbox.errors import TemplateError
 from sandbox.hypervisor.domain_xml import COMMAND_LINE, DEVICES_VERSION
 from sandbox.hypervisor.spec import Platform
+from sandbox.template.digest import digest_sparse
 from sandbox.template.lint import LintReport
 
-FORMAT = 2
+FORMAT = 3
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
-_BLOCK = 4 * 1024 * 1024
 
 
 class _Frozen(BaseModel):
@@ -132,33 +132,3 @@ class TemplateManifest(_Frozen):
                 raise TemplateError(f"{directory / name} cannot be read: {error.strerror}") from error
             if found != expected:
                 raise TemplateError(f"{directory / name} differs from its manifest")
-
-
-def digest_sparse(path: Path) -> str:
-    """Return the SHA-256 over a file's data extents and where they lie; holes cost nothing.
-
-    A hole that is filled with zeros, or zeros that become a hole, change the digest: nobody has a reason to do either.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        descriptor = file.fileno()
-        size = os.fstat(descriptor).st_size
-        digest.update(size.to_bytes(8, "big"))
-        buffer = memoryview(bytearray(_BLOCK))
-        offset = 0
-        while offset < size:
-            try:
-                start = os.lseek(descriptor, offset, os.SEEK_DATA)
-            except OSError:  # no data behind this offset
-                break
-            end = os.lseek(descriptor, start, os.SEEK_HOLE)
-            digest.update(start.to_bytes(8, "big") + end.to_bytes(8, "big"))
-            file.seek(start)
-            while start < end:
-                count = file.readinto(buffer[: min(_BLOCK, end - start)])
-                if not count:
-                    break
-                digest.update(buffer[:count])
-                start += count
-            offset = end
-    return digest.hexdigest()
