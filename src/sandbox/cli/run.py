@@ -60,6 +60,10 @@ def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAI
             discard_output()
     else:
         complain(describe(error)["message"])
+        try:
+            sys.stdout.flush()
+        except OSError:  # just told, or less important
+            discard_output()
     return status
 
 
@@ -76,7 +80,6 @@ def say(document: Mapping[str, object]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        discard_output()
         raise HostFileError(error.errno, f"our stdout cannot be written: {error.strerror}") from error
 
 
