@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from sandbox.template.template import Template
 from sandbox.vm import VM
 
 PROGRAMS = Path(__file__).parent / "programs"
+
+# A suite that a shell runs in the background ignores interrupts, and so would every command that it interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
