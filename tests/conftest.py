@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
