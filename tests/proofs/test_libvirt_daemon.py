@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,24 +41,33 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory / "root" / "usr" / "sbin" / "libvirtd")
 
 
-def _with_daemon(daemon: str, *faults: str) -> dict[str, Any]:
-    program = str(PROGRAMS / "host_with_daemon.py")
+def _with_daemon(program: str, *arguments: str, seconds: float = 120) -> dict[str, Any]:
+    """Run a program in a mount namespace of its own and return what it says."""
     with tempfile.TemporaryDirectory(prefix="sbx-", dir="/tmp") as runtime:
         Path(runtime).chmod(0o755)
         environment = {**os.environ, "SANDBOX_RUNTIME_DIR": runtime}
-        command = ["unshare", "--mount", sys.executable, program, daemon, *faults]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120 + 20 * ROUNDS, check=False
-        )
+        command = ["unshare", "--mount", sys.executable, str(PROGRAMS / program), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
-    assert said["before"] == "42"
     return said
 
 
 @pytest.mark.parametrize("fault", ["hang", "kill", "restart"])
 def test_lease_outlives_the_daemon(daemon: str, fault: str) -> None:
     """The program's answer comes while the daemon is stopped, dead or replaced; the pool connects to the next one."""
-    said = _with_daemon(daemon, *[fault] * ROUNDS)
-    assert said[fault] == ["42", "42"] * ROUNDS
-    assert said["restored after"] == "42"
+    said = _with_daemon("host_with_daemon.py", daemon, *[fault] * ROUNDS, seconds=120 + 20 * ROUNDS)
+    assert said == {"before": "42", fault: ["42", "42"] * ROUNDS, "restored after": "42"}
+
+
+def test_what_a_killed_process_leaves_with_a_daemon_is_reaped(daemon: str) -> None:
+    """The agent ends a VM that runs; one that is paused cannot, stays with the daemon, and is told and reaped."""
+    assert _with_daemon("host_abandons_daemon.py", daemon) == {
+        "killed by": signal.SIGKILL,
+        "the running one ends itself": True,
+        "the others stay": 2,
+        "told as leaks": 2,
+        "cleared": 1,
+        "all are gone": True,
+        "leaks": [],
+    }
