@@ -69,8 +69,9 @@ class _Cells:
         self._displayed, self._left_out = [], 0
         answer = {"number": number}
         self._step(answer, self._show, answer, code, number)
-        if _PYPLOT in self._modules:
-            self._step(answer, self._display_figures)
+        pyplot = self._modules.get(_PYPLOT)
+        if pyplot is not None:  # None where a cell has forbidden the import
+            self._step(answer, self._display_figures, pyplot)
         self._flush()
         if os.getpid() != self._pid:
             self._end_fork(answer)
@@ -145,8 +146,7 @@ class _Cells:
                 task.exception()  # so that nobody complains that it was not asked for
             raise
 
-    def _display_figures(self):
-        pyplot = self._modules[_PYPLOT]
+    def _display_figures(self, pyplot):
         if not pyplot.get_fignums():
             return
         import io  # noqa: PLC0415 - most never need it

@@ -108,6 +108,8 @@ async def test_values_offer_all_their_representations(vm: VM) -> None:
         assert failed.error is not None
         assert failed.error.text == "no ink"
         assert (await ok(context, "3")).value == {"text/plain": "3"}, "a figure that cannot be drawn fails once"
+        forbidden = await ok(context, "sys.modules['matplotlib.pyplot'] = None; 4")
+        assert forbidden.value == {"text/plain": "4"}, "an import that is forbidden has no figures"
 
 
 async def test_top_level_await_shares_one_event_loop(vm: VM) -> None:

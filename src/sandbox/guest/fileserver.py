@@ -121,7 +121,7 @@ async def send_content(server: Server, content: Content) -> None:
         await _send_pieces(server, content)
     else:
         await _send_all(server, content)
-    await server.send(Tag.END)
+    await _send(server, Tag.END)
 
 
 async def _send_pieces(server: Server, data: bytes) -> None:
@@ -130,8 +130,12 @@ async def _send_pieces(server: Server, data: bytes) -> None:
             raise ServerGone
         if server.has_answered:
             return
-        with _patience(server):
-            await server.send(Tag.DATA, data[start : start + DATA_BYTES])
+        await _send(server, Tag.DATA, data[start : start + DATA_BYTES])
+
+
+async def _send(server: Server, tag: Tag, body: bytes = b"") -> None:
+    with _patience(server):
+        await server.send(tag, body)
 
 
 async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:

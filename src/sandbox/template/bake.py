@@ -116,9 +116,7 @@ def publish(work: Path, target: Path) -> None:
 async def _warm(vm: VM) -> None:
     """Let the guest do once what callers will do, so that caches and page tables in the snapshot are warm."""
     for _ in range(_WARM_RUNS):
-        result = await vm.run(_WARM_SCRIPT, timeout=READY_SECONDS)
-        if not result.ok:
-            raise TemplateError(f"the guest cannot run a simple script: {result.describe()}: {result.stderr[-500:]!r}")
+        await _answer(vm, _WARM_SCRIPT)
 
 
 async def check_clock(vm: VM) -> None:
@@ -127,13 +125,20 @@ async def check_clock(vm: VM) -> None:
     Then its kernel has mistaken the rate of its processor's clock, as happens on busy hosts: clones would inherit that.
     """
     began = time.time()
-    said = (await vm.run("import time\nprint(time.time())", timeout=READY_SECONDS)).check().text
+    said = float(await _answer(vm, "import time\nprint(time.time())"))
     ended = time.time()
-    if not began - _CLOCK_SECONDS <= float(said) <= ended + _CLOCK_SECONDS:
+    if not began - _CLOCK_SECONDS <= said <= ended + _CLOCK_SECONDS:
         raise TemplateError(
-            f"the guest's clock went wrong by {float(said) - (began + ended) / 2:+.1f} s while the template was made; "
+            f"the guest's clock went wrong by {said - (began + ended) / 2:+.1f} s while the template was made; "
             "make it again when the host is less busy"
         )
+
+
+async def _answer(vm: VM, script: str) -> str:
+    result = await vm.run(script, timeout=READY_SECONDS)
+    if not result.ok:
+        raise TemplateError(f"the guest cannot run a simple script: {result.describe()}: {result.stderr[-500:]!r}")
+    return result.text
 
 
 def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> Path:
