@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bench.compare import Run, compare
+from sandbox.bench.compare import compare
 from sandbox.bench.figure import Figure, bootstrap_ratio
 from sandbox.bench.overview import overview
 from sandbox.bench.report import html
+from sandbox.bench.run import Run
 from sandbox.bench.scaling import METRICS
 from sandbox.bench.suite import FIGURES
 from sandbox.bench.targets import AMONG_LIVE, PENDING, TARGETS, judge
@@ -21,6 +22,15 @@ from sandbox.errors import ConfigError
 
 def _figure(ident: str, *samples: float, unit: str = "seconds", raw: tuple[float, ...] = ()) -> Figure:
     return Figure(ident, "name", "boundary", unit, "tcg", list(samples), list(raw))
+
+
+def _run(
+    figures: list[Figure],
+    surroundings: dict[str, object] | None = None,
+    pending: dict[str, str] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Run:
+    return Run({figure.id: figure for figure in figures}, surroundings or {}, pending or {}, notes)
 
 
 def test_every_target_belongs_to_a_figure_and_none_is_pending_too() -> None:
@@ -95,7 +105,7 @@ def test_the_overview_has_a_line_for_each_time_and_its_target() -> None:
 def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
     """No other file, no script; what the host is called cannot become markup."""
     figures = [_figure("S3", 0.1, 0.2, raw=(0.1, 0.1)), _figure("C2", 1e6, 2e6, unit="bytes")]
-    text = html(figures, {"machine": "<b>&"}, PENDING)
+    text = html(_run(figures, {"machine": "<b>&"}, PENDING))
     assert "&lt;b&gt;&amp;" in text
     assert "<script" not in text
     assert "src=" not in text
@@ -109,7 +119,7 @@ def test_points_of_a_curve_are_drawn_as_one_picture() -> None:
     points = [_figure(f"A1@{count}", 0.001, 0.002) for count in (1, 2, 50)]
     peer = _figure("P5", 0.1, 0.2)
     peer.isolates = "<nothing>"
-    text = html([*points, _figure("M1@1", 1e6, unit="bytes"), peer], {}, {}, ["ends before <100>"])
+    text = html(_run([*points, _figure("M1@1", 1e6, unit="bytes"), peer], notes=("ends before <100>",)))
     assert text.count("<svg") == 3  # A1's curve, M1's, and the peer's samples
     assert (text.count("<polyline"), text.count("<circle")) == (6, 12)
     assert "<p>ends before &lt;100&gt;</p>" in text
@@ -119,7 +129,7 @@ def test_points_of_a_curve_are_drawn_as_one_picture() -> None:
 @pytest.mark.parametrize("tail", [0.002, 0.5])
 def test_every_mark_of_a_curve_lies_inside_its_picture(tail: float) -> None:
     """Also where the tail is hundreds of times the median, which then is still to be told from the bottom."""
-    text = html([_figure(f"A1@{count}", *[0.001] * 50, tail) for count in (1, 20, 400)], {}, {})
+    text = html(_run([_figure(f"A1@{count}", *[0.001] * 50, tail) for count in (1, 20, 400)]))
     marks = [(float(x), float(y)) for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', text)]
     assert len(marks) == 9
     assert all(0 < x < 640 and 0 < y < 196 for x, y in marks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bench.compare import Run
+from sandbox.bench.run import Run
 from sandbox.bench.targets import judge, target_of
 
 ROOT = Path(__file__).parents[2]

@@ -54,6 +54,7 @@ def share(events: list[Event], name: str) -> float:
 def test_execution_is_traced_from_end_to_end(tmp_path: Path) -> None:
     """The script behaves as ever; host, QEMU and guest have stages that nest and add up; files and picture agree."""
     options = ("--json", "t.json", "--html", "t.html", "--shortest", "0")
+    # It sleeps so that its stage has a length that is known from below.
     code = "import sys, time; print(sys.stdin.read()); time.sleep(0.2); sys.exit(3)"
     done = sandbox("trace", "exec", *options, "-c", code, cwd=tmp_path, stdin=b"in")
     assert (done.returncode, done.stdout) == (3, b"in\n")

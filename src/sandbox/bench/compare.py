@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from sandbox.bench.figure import Figure, bootstrap_ratio, percentile
-from sandbox.errors import ConfigError
 
 MORE_IS_BETTER = frozenset({"per second"})
 
@@ -35,28 +31,6 @@ class Change:
         verdict = "worse" if self.is_worse() else "better" if self.high < 1 else "no difference seen"
         by = f", divided by {self.divisor}" if self.divisor else ""
         return f"{self.id:<9}{self.ratio:6.2f} × ({self.low:.2f} to {self.high:.2f})  {verdict}{by}"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What `sandbox bench --json` has printed."""
-
-    figures: dict[str, Figure]
-    surroundings: dict[str, object]
-    pending: dict[str, str]
-    notes: list[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Run:
-        """Raises `ConfigError` when the file holds something else."""
-        try:
-            document: dict[str, Any] = json.loads(path.read_text())
-            figures = [Figure.from_dict(figure) for figure in document["figures"]]
-            facts, pending = dict(document["environment"]), dict(document["pending"])
-            notes = [str(note) for note in document.get("notes", [])]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
-        return cls({figure.id: figure for figure in figures}, facts, pending, notes)
 
 
 def compare(figures: list[Figure], before: dict[str, Figure]) -> list[Change]:

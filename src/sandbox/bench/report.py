@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from html import escape
 
 from sandbox.bench.curve import curve
 from sandbox.bench.figure import Figure, percentile
+from sandbox.bench.run import Run
 from sandbox.bench.targets import judge, target_of
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 64, 8
@@ -19,21 +19,17 @@ svg { background: #fafafa; width: 100%; } figure { margin: 1.5em 0; } figcaption
 """
 
 
-def html(
-    figures: list[Figure],
-    surroundings: Mapping[str, object],
-    pending: Mapping[str, str],
-    notes: Sequence[str] = (),
-) -> str:
-    """Return the whole document; `pending` are the figures that were not measured and why."""
-    facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in surroundings.items())
+def html(measured: Run) -> str:
+    """Return the whole document."""
+    figures = list(measured.figures.values())
+    facts = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in measured.surroundings.items())
     rows = "".join(_row(figure) for figure in figures)
-    waiting = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=7>pending" for key, name in pending.items())
+    waiting = "".join(f"<tr><td>{key}<td>{escape(name)}<td colspan=7>pending" for key, name in measured.pending.items())
     pictures = "".join(_picture(figure) for figure in figures if len(figure.samples) > 1 and figure.live is None)
     points = [figure for figure in figures if figure.live is not None]
     for metric in dict.fromkeys(point.metric for point in points):
         pictures += curve([point for point in points if point.metric == metric])
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    said = "".join(f"<p>{escape(note)}</p>" for note in measured.notes)
     return (
         f"<!doctype html><meta charset=utf-8><title>sandbox bench</title><style>{_STYLE}</style>"
         f"<h1>sandbox bench</h1><p>{facts}</p>"

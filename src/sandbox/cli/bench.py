@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sandbox.bench.compare import Change, Run, compare
+from sandbox.bench.compare import Change, compare
 from sandbox.bench.environment import environment
 from sandbox.bench.figure import Figure
 from sandbox.bench.gate import incomparable, missed_targets, regressions
 from sandbox.bench.overview import overview
 from sandbox.bench.peers import measure_peers
 from sandbox.bench.report import html
+from sandbox.bench.run import Run
 from sandbox.bench.scaling import METRICS, measure_curves
 from sandbox.bench.suite import FIGURES, LONG, Suite, pending
 from sandbox.cli.figures import Form, print_figures
+from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, report, run
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ConfigError, SandboxError
@@ -56,6 +58,8 @@ class _Wanted:
 def run_bench(request: BenchRequest) -> int:
     """Measure and print; return 1 if `gate` is set and a target is missed, or a figure is worse than before."""
     try:
+        check_report_file("--html", request.html)
+        check_report_file("--svg", request.svg)
         wanted = _wanted(request.only, scaling=request.scaling, peers=request.peers)
         before = Run.load(request.compare).figures if request.compare is not None else {}
         if request.recorded is not None:
@@ -70,7 +74,8 @@ def _wanted(only: str | None, *, scaling: bool = False, peers: bool = False) -> 
     if scaling:
         asked = _chosen(only, list(METRICS)) if only is not None else list(METRICS)
         return _Wanted([], asked, peers)
-    there = [ident for ident in FIGURES if ident not in pending()]
+    lacking = pending()
+    there = [ident for ident in FIGURES if ident not in lacking]
     if only is None:
         return _Wanted([] if peers else [ident for ident in there if ident not in LONG], [], peers)
     return _Wanted(_chosen(only, there), [], peers)
@@ -98,9 +103,9 @@ def _show_recorded(recorded: Run, before: dict[str, Figure], request: BenchReque
     """Print and draw a recorded run, or the figures of it that were asked for."""
     existing = list(recorded.figures)
     asked = existing if request.only is None else _chosen(request.only, existing)
-    figures = [recorded.figures[ident] for ident in asked]
-    _put_out(figures, recorded.surroundings, recorded.pending, recorded.notes, request)
-    for change in compare(figures, before):
+    shown = replace(recorded, figures={ident: recorded.figures[ident] for ident in asked})
+    _tell(shown, request)
+    for change in compare(list(shown.figures.values()), before):
         complain(str(change))
     return 0
 
@@ -124,7 +129,10 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
         if not is_whole:
             suite.note(f"stopped early, with {len(figures)} figures measured and more wanted")
         if figures:
-            _tell(figures, environment(template) | {"load_before": load}, suite.notes, request)
+            for note in suite.notes:
+                complain(note)
+            by_id = {figure.id: figure for figure in figures}
+            _tell(Run(by_id, _surroundings(template, load), pending(), suite.notes), request)
     changes = compare(figures, before)
     for change in changes:
         complain(str(change))
@@ -161,26 +169,18 @@ async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figu
     return confirmed
 
 
-def _tell(figures: list[Figure], facts: dict[str, object], notes: list[str], request: BenchRequest) -> None:
-    """Print what was measured, be it all or what an interrupt has left."""
-    load = float(str(facts["load_before"]))
-    surroundings = facts | {"is_busy": load > _BUSY * (os.cpu_count() or 1)}
-    if surroundings["is_busy"]:
-        complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
-    for note in notes:
-        complain(note)
-    _put_out(figures, surroundings, pending(), notes, request)
-
-
-def _put_out(
-    figures: list[Figure],
-    surroundings: dict[str, object],
-    lacking: dict[str, str],
-    notes: list[str],
-    request: BenchRequest,
-) -> None:
-    print_figures(figures, surroundings, lacking, notes, request.form)
+def _tell(measured: Run, request: BenchRequest) -> None:
+    """Print what was measured, be it all or what an interrupt has left, and write the files that were asked for."""
+    print_figures(measured, request.form)
     if request.html is not None:
-        request.html.write_text(html(figures, surroundings, lacking, notes))
+        write_report_file("--html", request.html, html(measured))
     if request.svg is not None:
-        request.svg.write_text(overview(figures))
+        write_report_file("--svg", request.svg, overview(list(measured.figures.values())))
+
+
+def _surroundings(template: Template, load: float) -> dict[str, object]:
+    """Return what was measured on; complain when something else ran there as the measuring began."""
+    is_busy = load > _BUSY * (os.cpu_count() or 1)
+    if is_busy:
+        complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
+    return environment(template) | {"load_before": load, "is_busy": is_busy}

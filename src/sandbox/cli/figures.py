@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from sandbox.bench.figure import Figure, percentile
+from sandbox.bench.run import Run
 from sandbox.bench.targets import judge
 
 Form = Literal["table", "json", "markdown"]
@@ -17,23 +17,17 @@ _COLUMNS = ("id", "figure", "boundary", "n", "p50", "p95", "p99", "cv", "× raw"
 _FACTS = ("machine", "cores", "accelerator", "qemu", "libvirt", "guest_memory_mib", "sandbox")
 
 
-def print_figures(
-    figures: list[Figure],
-    surroundings: Mapping[str, object],
-    pending: Mapping[str, str],
-    notes: Sequence[str],
-    form: Form,
-) -> None:
+def print_figures(measured: Run, form: Form) -> None:
     """Print them in the form that was asked for; ways to run code get a column of what they isolate."""
-    facts = ", ".join(f"{name} {surroundings[name]}" for name in _FACTS)
+    if form == "json":
+        print(json.dumps(measured.as_dict(), indent=1))
+        return
+    figures = list(measured.figures.values())
+    facts = ", ".join(f"{name} {measured.surroundings[name]}" for name in _FACTS)
     isolation = any(figure.isolates for figure in figures)
     columns = (*_COLUMNS, *(["isolates"] if isolation else []))
     rows = [(*_row(figure), *([figure.isolates] if isolation else [])) for figure in figures]
-    if form == "json":
-        measured = [figure.as_dict() | _verdict(figure) for figure in figures]
-        document = {"environment": surroundings, "figures": measured, "pending": dict(pending), "notes": list(notes)}
-        print(json.dumps(document, indent=1))
-    elif form == "markdown":
+    if form == "markdown":
         print(facts + "\n")
         for row in (columns, ("---",) * len(columns), *rows):
             print(f"| {' | '.join(row)} |")
@@ -44,12 +38,7 @@ def print_figures(
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        console.print(f"pending: {', '.join(pending)}", highlight=False)
-
-
-def _verdict(figure: Figure) -> dict[str, Any]:
-    verdict, why = judge(figure)
-    return {"verdict": verdict, "missed_by": why}
+        console.print(f"pending: {', '.join(measured.pending)}", highlight=False)
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from rich.console import Console
 
 from sandbox.bench.environment import environment
 from sandbox.cli.exec import Command, ExecRequest, memory_mib, run_exec
+from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, describe, discard_output, report, run
 from sandbox.config import TemplateConfig
-from sandbox.errors import ConfigError, HostFileError, SandboxError
+from sandbox.errors import HostFileError, SandboxError
 from sandbox.template.template import Template
 from sandbox.trace.event_json import event_json
 from sandbox.trace.picture import html
@@ -41,7 +41,8 @@ class TraceRequest:
 def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
     """Do what `sandbox exec` does, and show a trace of it on standard error; return the script's exit code."""
     try:
-        _check(trace)
+        check_report_file("--json", trace.json)
+        check_report_file("--html", trace.html)
     except SandboxError as error:
         return report(error)
     return run_exec(request, lambda command, config: _traced("exec", command, config, trace, sys.stderr))
@@ -50,7 +51,8 @@ def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
 def run_trace_restore(image: str, memory: str, trace: TraceRequest) -> int:
     """Restore one VM and destroy it; show a trace of it on standard output."""
     try:
-        _check(trace)
+        check_report_file("--json", trace.json)
+        check_report_file("--html", trace.html)
         config = TemplateConfig(image=image, memory_mib=memory_mib(memory))
     except SandboxError as error:
         return report(error)
@@ -91,9 +93,9 @@ def _show(what: str, spans: list[Span], facts: dict[str, object], trace: TraceRe
     """Print the picture and write the files that were asked for."""
     shown = rows(spans, trace.shortest_ms / 1000)
     if trace.json is not None:
-        _write("--json", trace.json, json.dumps(event_json(spans, facts), indent=1) + "\n")
+        write_report_file("--json", trace.json, json.dumps(event_json(spans, facts), indent=1) + "\n")
     if trace.html is not None:
-        _write("--html", trace.html, html(f"sandbox trace {what}", shown, facts))
+        write_report_file("--html", trace.html, html(f"sandbox trace {what}", shown, facts))
     console = Console(file=out)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -108,24 +110,3 @@ def _show(what: str, spans: list[Span], facts: dict[str, object], trace: TraceRe
         if out is sys.stdout:
             discard_output()
         raise HostFileError(error.errno, f"the picture cannot be written: {error.strerror}") from error
-
-
-def _write(option: str, path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise HostFileError(error.errno, f"{option} {path} cannot be written: {error.strerror}") from error
-
-
-def _check(trace: TraceRequest) -> None:
-    """Find a file that cannot be written before a VM is started."""
-    for option, path in (("--json", trace.json), ("--html", trace.html)):
-        if path is None:
-            continue
-        directory = path.absolute().parent
-        if path.is_dir():
-            raise ConfigError(f"{option} {path} is a directory; name a file")
-        if not directory.is_dir():
-            raise ConfigError(f"{option} {path}: there is no directory {directory}; make it first")
-        if not os.access(path if path.exists() else directory, os.W_OK):
-            raise ConfigError(f"{option} {path} cannot be written: Permission denied")

@@ -1,0 +1,52 @@
+"""A run of the benchmark: its figures and what they were measured on, as one document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox.bench.figure import Figure
+from sandbox.bench.targets import judge
+from sandbox.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was measured, where, and what was not: everything that a report shows."""
+
+    figures: dict[str, Figure]
+    surroundings: Mapping[str, object]
+    pending: Mapping[str, str]
+    """The figures that nobody can measure yet, and what they are."""
+    notes: Sequence[str] = ()
+    """What could not be measured, and why."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the document of `sandbox bench --json`, with each figure's verdict."""
+        figures = [figure.as_dict() | _verdict(figure) for figure in self.figures.values()]
+        return {
+            "environment": dict(self.surroundings),
+            "figures": figures,
+            "pending": dict(self.pending),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read such a document; raises `ConfigError` when the file holds something else."""
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+            figures = [Figure.from_dict(figure) for figure in document["figures"]]
+            facts, pending = dict(document["environment"]), dict(document["pending"])
+            notes = [str(note) for note in document.get("notes", [])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
+        return cls({figure.id: figure for figure in figures}, facts, pending, notes)
+
+
+def _verdict(figure: Figure) -> dict[str, Any]:
+    verdict, why = judge(figure)
+    return {"verdict": verdict, "missed_by": why}
