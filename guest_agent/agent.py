@@ -11,6 +11,7 @@ import signal
 import time
 
 import boot
+import hpet
 import wire
 from channel import Channel
 from identity import Identity
@@ -90,6 +91,7 @@ class Agent:
         """Leave nothing in motion: what is in memory now is in every clone."""
         self.make_spare()
         self.spare.wait_ready()
+        hpet.stop()
         os.sync()
         gc.collect()
         gc.freeze()

@@ -20,7 +20,14 @@ from sandbox.template.template import Template
 from sandbox.vm import VM
 
 REQUIREMENT = Requirement(
-    image="i", memory_mib=256, vcpus=1, qemu_version="10", machine_type="q35", accelerator="tcg", cpu="max"
+    image="i",
+    memory_mib=256,
+    vcpus=1,
+    qemu_version="10",
+    machine_type="q35",
+    accelerator="tcg",
+    cpu="max",
+    command_line="quiet",
 )
 FLIPS = 1000
 

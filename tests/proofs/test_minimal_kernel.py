@@ -13,7 +13,8 @@ from anyio.to_thread import run_sync
 from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig
 from sandbox.guest.identity import Identity
-from sandbox.hypervisor.domain_xml import COMMAND_LINE
+from sandbox.hypervisor.domain_xml import command_line
+from sandbox.hypervisor.spec import AcceleratorKind
 from sandbox.image.build import build_image, current_image
 from sandbox.image.recipe import load_recipe
 from sandbox.image.store import Image, ImageStore
@@ -72,10 +73,10 @@ def _boot_microvm(emulator: str, accelerator: str, image: Image, path: Path) -> 
             process.wait()
 
 
-def _microvm(emulator: str, accelerator: str, image: Image, channel: Path, console: Path) -> list[str]:
+def _microvm(emulator: str, accelerator: AcceleratorKind, image: Image, channel: Path, console: Path) -> list[str]:
     arguments = [emulator, "-machine", "microvm,acpi=off", "-accel", accelerator, "-m", "256", "-nodefaults"]
     arguments += ["-cpu", "host" if accelerator == "kvm" else "max", "-display", "none", "-no-user-config"]
-    arguments += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", COMMAND_LINE]
+    arguments += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", command_line(accelerator)]
     arguments += ["-drive", f"id=root,if=none,format=raw,readonly=on,file={image.root}"]
     arguments += ["-device", "virtio-blk-device,drive=root", "-device", "virtio-serial-device"]
     arguments += ["-chardev", f"socket,id=channel,path={channel}"]

@@ -30,6 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             machine_type="q35",
             accelerator="tcg",
             cpu="max",
+            command_line="quiet",
         )
         directory = tmp_path / "templates" / f"{requirement.key}.{generation}"
         directory.mkdir(parents=True)

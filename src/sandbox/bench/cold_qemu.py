@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from sandbox.hypervisor.domain_xml import COMMAND_LINE
+from sandbox.hypervisor.domain_xml import command_line
 from sandbox.hypervisor.spec import Platform
 from sandbox.image.initramfs import cpio, file
 from sandbox.image.store import Image
@@ -40,7 +40,14 @@ class ColdQemu:
             *(platform.emulator, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", platform.machine_type, "-accel", platform.accelerator),
             *("-cpu", "host" if is_kvm else "max", "-m", str(memory_mib), "-smp", "1"),
-            *("-kernel", str(image.kernel), "-initrd", str(self._initrd), "-append", COMMAND_LINE),
+            *(
+                "-kernel",
+                str(image.kernel),
+                "-initrd",
+                str(self._initrd),
+                "-append",
+                command_line(platform.accelerator),
+            ),
             *("-drive", f"file={str(image.root).replace(',', ',,')},format=raw,if=virtio,readonly=on"),
             *("-serial", "null", "-serial", "stdio"),  # the kernel speaks on the first one
         ]

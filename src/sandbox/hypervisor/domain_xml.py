@@ -11,10 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from sandbox.hypervisor.spec import TRANSLATION_MIB, MachineSpec, Platform
+from sandbox.hypervisor.spec import TRANSLATION_MIB, AcceleratorKind, MachineSpec, Platform
 from sandbox.wire import PORT_NAME
 
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable"
+_COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable"
+_SLOW_IN_SOFTWARE = ("erms", "fsrm")
+"""By these the kernel copies bytes with one instruction, which an emulator carries out byte by byte."""
 _TRACED = (
     "qio_channel_socket_connect_complete",
     "find_ram_offset",
@@ -23,7 +25,7 @@ _TRACED = (
     "migrate_set_state",
 )
 """Events that only the host causes: a guest must not be able to fill the host's disk by way of a log."""
-DEVICES_VERSION = 3
+DEVICES_VERSION = 4
 """Raised whenever this file changes the hardware that a guest sees: templates baked before are then stale."""
 
 
@@ -50,10 +52,10 @@ def domain_xml(
   <memory unit='MiB'>{spec.memory_mib}</memory><vcpu>{spec.vcpus}</vcpu>
   <os>
     <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>
-    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{COMMAND_LINE}</cmdline>
+    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{command_line(platform.accelerator)}</cmdline>
   </os>
   <features><acpi/><apic/><smm state='off'/><vmport state='off'/><ps2 state='off'/>{_translation(kind)}</features>
-  <cpu mode='{platform.cpu_mode}'/>
+  {_processor(platform)}
   <clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
   <devices>
@@ -78,6 +80,18 @@ def domain_xml(
   <qemu:capabilities><qemu:del capability='cpu-unavailable-features'/></qemu:capabilities>
 </domain>
 """
+
+
+def command_line(accelerator: AcceleratorKind) -> str:
+    """Return the kernel's command line. Mitigations of a processor's flaws have no object where it is emulated."""
+    return _COMMAND_LINE if accelerator == "kvm" else f"{_COMMAND_LINE} mitigations=off"
+
+
+def _processor(platform: Platform) -> str:
+    if platform.accelerator == "kvm":
+        return f"<cpu mode='{platform.cpu_mode}'/>"
+    without = "".join(f"<feature policy='disable' name='{feature}'/>" for feature in _SLOW_IN_SOFTWARE)
+    return f"<cpu mode='{platform.cpu_mode}'>{without}</cpu>"
 
 
 def _arguments(spec: MachineSpec, console: Path, trace: Path | None) -> list[str]:

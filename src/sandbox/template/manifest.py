@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sandbox.errors import TemplateError
-from sandbox.hypervisor.domain_xml import COMMAND_LINE, DEVICES_VERSION
+from sandbox.hypervisor.domain_xml import DEVICES_VERSION, command_line
 from sandbox.hypervisor.spec import Platform
 from sandbox.template.digest import digest_sparse
 from sandbox.template.lint import LintReport
@@ -36,8 +36,8 @@ class Requirement(_Frozen):
     machine_type: str
     accelerator: str
     cpu: str
+    command_line: str
     devices: int = DEVICES_VERSION
-    command_line: str = COMMAND_LINE
 
     @classmethod
     def of(cls, image_digest: str, memory_mib: int, vcpus: int, platform: Platform) -> Requirement:
@@ -49,6 +49,7 @@ class Requirement(_Frozen):
             machine_type=platform.machine_type,
             accelerator=platform.accelerator,
             cpu=platform.cpu,
+            command_line=command_line(platform.accelerator),
         )
 
     def differences(self, other: Requirement) -> tuple[str, ...]:
