@@ -35,7 +35,7 @@ class Body:
                 self._make_pipes(theirs, (Kind.STDIN, Kind.OUT, Kind.ERR, Kind.ASK, Kind.ANSWER))
                 theirs.orders, self._orders = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 os.set_blocking(theirs.orders, True)
-                self._ready, theirs.ready = os.pipe2(os.O_CLOEXEC)
+                self._ready, theirs.ready = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             else:
                 stdio = () if request.get("pty") else (Kind.STDIN, Kind.OUT, Kind.ERR)
                 if request.get("pty"):
@@ -71,7 +71,7 @@ class Body:
             os.close(self._orders)  # by which it ends
             self._orders = self.pid = None
             return False
-        if select.select([self._ready], [], [], 0)[0] and (told := os.read(self._ready, SPENT.size)):
+        if told := self._told(SPENT.size):
             self.spent = SPENT.unpack(told)[0]
         os.close(self._orders)
         self._orders = None
@@ -85,10 +85,16 @@ class Body:
 
     def stamps(self):
         """Return when a child that was made ahead, for a request that is traced, did what."""
-        if self._ready is None or not select.select([self._ready], [], [], 0)[0]:
+        if self._ready is None:
             return {}
-        told = os.read(self._ready, SPENT.size + STAMPS.size)[-STAMPS.size :]  # the first may have come late
+        told = self._told(SPENT.size + STAMPS.size)[-STAMPS.size :]  # the first may have come late
         return dict(zip(STAMPED, STAMPS.unpack(told), strict=True)) if len(told) == STAMPS.size else {}
+
+    def _told(self, size):
+        try:
+            return os.read(self._ready, size)
+        except BlockingIOError:
+            return b""
 
     def wait_ready(self):
         """Return when it has done all that can be done ahead, so that no snapshot is taken of it in between."""

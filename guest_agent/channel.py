@@ -31,6 +31,21 @@ class Channel:
     def fileno(self):
         return self._fd
 
+    def read_exactly(self, size):
+        """Wait for so many bytes and return them; None if the host lets go instead. Nothing may wait to be sent."""
+        os.set_blocking(self._fd, True)
+        came = os.read(self._fd, size)
+        while came and len(came) < size:
+            more = os.read(self._fd, size - len(came))
+            came = came + more if more else b""
+        self.closed = not came
+        return came or None
+
+    def write(self, data):
+        """Write a few bytes that the host waits for; from then on nothing blocks."""
+        os.write(self._fd, data)
+        os.set_blocking(self._fd, False)
+
     @property
     def is_full(self):
         """True while so much waits to be sent that producers should pause."""

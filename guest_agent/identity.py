@@ -31,18 +31,16 @@ class Identity:
         self._boot_id = os.open(BOOT_ID_FILE, os.O_RDWR | os.O_CLOEXEC)
         self._hosts = os.open(HOSTS_FILE, os.O_RDWR | os.O_CLOEXEC)
 
-    def apply(self, payload):
-        """Take the host's entropy, clock and names; return the proof over the names that are then in force.
+    def apply(self, entropy, clock_ns, machine_id, boot_id, hostname):
+        """Take what HELLO brings: entropy, clock, names; return the proof over the names that are then in force.
 
         The entropy is mixed into the kernel's pool and the generator is made to use it at once; Python's `random`
         seeds itself anew in every forked child.
         """
-        entropy, clock_ns, machine_id, boot_id, hostname = wire.HELLO.unpack(payload)
         fcntl.ioctl(self._random, _RNDADDENTROPY, _ENTROPY.pack(len(entropy) * 8, len(entropy), entropy))
         fcntl.ioctl(self._random, _RNDRESEEDCRNG)
         time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
         os.pwrite(self._hostname, hostname.rstrip(b"\0"), 0)
-        os.pwrite(self._hosts, _HOSTS_TEXT % hostname.rstrip(b"\0"), 0)
         os.pwrite(self._machine_id, machine_id, 0)
         os.pwrite(self._boot_id, boot_id, 0)
         return wire.proof(
@@ -51,3 +49,7 @@ class Identity:
             os.pread(self._machine_id, 32, 0),
             os.pread(self._boot_id, 36, 0),
         )
+
+    def settle(self):
+        """Do what nobody waits for: the name that was applied gets an address."""
+        os.pwrite(self._hosts, _HOSTS_TEXT % os.pread(self._hostname, wire.HOSTNAME_BYTES, 0).rstrip(b"\n"), 0)

@@ -44,6 +44,7 @@ HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ32s36s{HOSTNAME_BYTES}s")
 """Entropy, wall clock in ns, machine id, boot id, hostname padded with NUL."""
 READY = struct.Struct(f"!{PROOF_BYTES}sQHH")
 """Proof, the guest's wall clock in ns, protocol version, agent version."""
+HELLO_FRAME, READY_FRAME = (struct.Struct(_HEADER.format + body.format[1:]) for body in (HELLO, READY))
 
 
 class Kind(IntEnum):

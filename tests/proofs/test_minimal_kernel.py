@@ -53,7 +53,7 @@ async def test_microvm_boots_with_it_every_time(template: Template, image: Image
         await run_sync(_boot_microvm, emulator, template.host.platform.accelerator, image, tmp_path / "channel")
 
 
-def _boot_microvm(emulator: str, accelerator: str, image: Image, path: Path) -> None:
+def _boot_microvm(emulator: str, accelerator: AcceleratorKind, image: Image, path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         path.unlink(missing_ok=True)
         listener.bind(str(path))

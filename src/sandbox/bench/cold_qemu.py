@@ -40,14 +40,8 @@ class ColdQemu:
             *(platform.emulator, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", platform.machine_type, "-accel", platform.accelerator),
             *("-cpu", "host" if is_kvm else "max", "-m", str(memory_mib), "-smp", "1"),
-            *(
-                "-kernel",
-                str(image.kernel),
-                "-initrd",
-                str(self._initrd),
-                "-append",
-                command_line(platform.accelerator),
-            ),
+            *("-kernel", str(image.kernel), "-append", command_line(platform.accelerator)),
+            *("-initrd", str(self._initrd)),
             *("-drive", f"file={str(image.root).replace(',', ',,')},format=raw,if=virtio,readonly=on"),
             *("-serial", "null", "-serial", "stdio"),  # the kernel speaks on the first one
         ]
