@@ -13,8 +13,8 @@ import pytest
 from sandbox.certificate import Cause
 from sandbox.config import Limits
 from sandbox.errors import GuestLost
-from sandbox.guest.client import SILENCE_SECONDS
 from sandbox.guest.execution import KILL_SECONDS
+from sandbox.guest.watchdog import SILENCE_SECONDS
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
 from sandbox.vm import VM

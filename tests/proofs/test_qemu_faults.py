@@ -15,7 +15,7 @@ import pytest
 from sandbox.certificate import Cause
 from sandbox.config import PoolConfig
 from sandbox.errors import GuestLost
-from sandbox.guest import client as client_module
+from sandbox.guest import watchdog
 from sandbox.hypervisor import host as host_module
 from sandbox.hypervisor.process import Process
 from sandbox.pool import health
@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 async def pool(template: Template, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[VMPool]:
     """A pool with one running and one paused VM, and with deadlines for hanging calls that a test can wait for."""
     monkeypatch.setattr(host_module, "CALL_SECONDS", CALL_SECONDS)
-    monkeypatch.setattr(client_module, "SILENCE_SECONDS", SILENCE_SECONDS)
+    monkeypatch.setattr(watchdog, "SILENCE_SECONDS", SILENCE_SECONDS)
     async with VMPool(PoolConfig(min_size=2, max_size=4, running_ready=1, warm_up=False), source=template) as pool:
         await _at_target(pool)
         yield pool

@@ -13,11 +13,11 @@ import anyio.lowlevel
 import pytest
 
 from sandbox.errors import GuestLost
-from sandbox.guest.client import SILENCE_SECONDS
 from sandbox.guest.context import INTERRUPT_SECONDS
 from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.identity import Identity
 from sandbox.guest.sandbox import Sandbox
+from sandbox.guest.watchdog import SILENCE_SECONDS
 from sandbox.message import encode_json
 from sandbox.result import Outcome
 from sandbox.wire import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.cli.environment import variables
-from sandbox.cli.main import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
+from sandbox.cli.exit_code import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
 from sandbox.cli.run import complain, describe, report, run, say
 from sandbox.cli.streams import pass_on, raw_terminal, standard_input, terminal_size
 from sandbox.cli.transfer import Transfer, get, parse_get, parse_put, put

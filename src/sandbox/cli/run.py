@@ -11,7 +11,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from sandbox.cli.main import INTERRUPTED, TOOL_FAILED
+from sandbox.cli.exit_code import INTERRUPTED, TOOL_FAILED
 from sandbox.errors import HostFileError, SandboxError
 
 MESSAGE_CHARACTERS = 4000

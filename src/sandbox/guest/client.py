@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -18,6 +17,7 @@ from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
+from sandbox.guest.watchdog import Watchdog
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.trace.stage import stage
 from sandbox.wire import (
@@ -32,8 +32,6 @@ from sandbox.wire import (
     encode_json,
 )
 
-SILENCE_SECONDS = 5.0
-"""A guest in which something runs, and that said nothing for so long, is asked for a sign of life, and has as long."""
 _HIGH_WATER = 1024 * 1024
 _CLOCK_ATTEMPTS = 3
 _LONGEST_DELAY = 0.3
@@ -74,10 +72,11 @@ class GuestClient:
         self._reply: Frame | None = None
         self._reply_kind: Kind | None = None
         self._replied = anyio.Event()
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._heard = False
-        self._was_asked = False
-        self._pings = 0
+        self._watchdog = Watchdog(
+            is_needed=lambda: self.lost is None and self.executions.any_running,
+            ask=lambda: self.send(Kind.PING, 0),
+            give_up=lambda said: self.close(lost(Cause.UNRESPONSIVE, said)),
+        )
         self._last_use = anyio.current_time()
         stream.start_receiving(self._on_data)
 
@@ -143,7 +142,7 @@ class GuestClient:
             self.executions.remove(execution)
             raise
         self._last_use = anyio.current_time()
-        self._watch()
+        self._watchdog.watch()
         self.on_execution(execution)
         return execution
 
@@ -215,7 +214,7 @@ class GuestClient:
             self.is_open = False
             self._on_closed()
             return
-        self._heard = True
+        self._watchdog.hear()
         try:
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)
@@ -232,41 +231,19 @@ class GuestClient:
             self._reply = frame
             self._replied.set()
         elif frame.kind is Kind.PONG:
-            if not self._pings:
+            if not self._watchdog.unanswered:
                 raise FrameError("PONG was not asked for")
-            self._pings -= 1
+            self._watchdog.unanswered -= 1
         elif (execution := self.executions.running(frame.id)) is not None:
             execution.deliver(frame)
         else:
             raise FrameError(f"{frame.kind.name} came for {frame.id}, which is no running execution")
 
-    def _watch(self) -> None:
-        """Keep an eye on the guest for as long as something runs in it."""
-        if self._watchdog is None:
-            self._heard, self._was_asked = True, False
-            self._watchdog = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._check_alive)
-
-    def _check_alive(self) -> None:
-        self._watchdog = None
-        if self.lost is not None or not self.executions.any_running:
-            return
-        if not self._heard and self._was_asked:
-            said = f"the guest gave no sign of life for {2 * SILENCE_SECONDS:g} s; its VM is destroyed"
-            self._fail(lost(Cause.UNRESPONSIVE, said))
-            return
-        self._was_asked = not self._heard
-        if self._was_asked:
-            self._pings += 1
-            self.send(Kind.PING, 0)
-        self._heard = False
-        self._watchdog = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._check_alive)
-
     def _fail(self, error: GuestLost) -> GuestLost:
         """Make `error` the end of this conversation, unless it has ended before; return what is to be raised."""
         if self.lost is None:
             self.lost = error
-            if self._watchdog is not None:
-                self._watchdog.cancel()
+            self._watchdog.stop()
             self._stream.close()
             self._replied.set()
             for execution in self.executions.all_running():

@@ -1,0 +1,157 @@
+"""The command line's commands. Heavy imports wait until one of them runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sandbox.cli.bench_command import bench
+from sandbox.cli.host_commands import audit, ps, reap, top
+from sandbox.cli.image_app import image_app
+from sandbox.cli.options import (
+    ArgsArgument,
+    CodeOption,
+    CwdOption,
+    EnvFileOption,
+    EnvOption,
+    GetOption,
+    IdleTimeoutOption,
+    ImageOption,
+    LanguageOption,
+    MemoryOption,
+    PtyOption,
+    PutOption,
+    ScriptArgument,
+    TimeoutOption,
+    UserOption,
+)
+from sandbox.cli.template_app import template_app
+from sandbox.cli.trace_app import trace_app
+
+app = typer.Typer(
+    name="sandbox",
+    help="Run code nobody trusts in fresh virtual machines, cloned from a golden snapshot.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"sandbox {version('sandbox-vmpool')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log events; twice for more.")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not report set-up and warnings.")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    from sandbox.cli.logs import configure
+
+    configure(verbose=verbose, quiet=quiet)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def exec_command(
+    script: ScriptArgument = None,
+    args: ArgsArgument = None,
+    code: CodeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    put: PutOption = None,
+    get: GetOption = None,
+    pty: PtyOption = False,
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")
+    ] = False,
+) -> None:
+    """Run a script in a fresh virtual machine.
+
+    Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
+    124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
+    """
+    from sandbox.cli.exec import exec_request, run_exec
+
+    request = exec_request(
+        script,
+        code,
+        args,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        env=env or [],
+        env_file=env_file or [],
+        memory=memory,
+        image=image,
+        language=language,
+        cwd=cwd,
+        user=user,
+        pty=pty,
+        put=put or [],
+        get=get or [],
+        as_json=json_,
+    )
+    raise typer.Exit(run_exec(request))
+
+
+@app.command()
+def shell(
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+) -> None:
+    """Open an interactive shell in a fresh virtual machine.
+
+    Every key goes to the guest, Ctrl-C and Ctrl-Z too; `exit` or Ctrl-D ends it, and the machine with it. Should it not
+    answer any more, Enter ~ . leaves it. Without a terminal, commands are read from standard input. The exit code is
+    the shell's.
+    """
+    from sandbox.cli.shell import ShellRequest, run_shell
+
+    raise typer.Exit(run_shell(ShellRequest(image, memory, user, cwd, env or [], env_file or [])))
+
+
+@app.command()
+def setup(
+    image: ImageOption = "default",
+    check: Annotated[bool, typer.Option(help="Only say whether something is missing.")] = False,
+) -> None:
+    """Install what is missing: system packages (as root), the guest image and the template."""
+    from sandbox.cli.setup import run_setup
+
+    raise typer.Exit(run_setup(image, check_only=check))
+
+
+@app.command()
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    clones: Annotated[
+        bool, typer.Option("--clones", help="Also restore two clones and prove that they differ.")
+    ] = False,
+) -> None:
+    """Say what works, what does not, and the line that mends it. Exit 1 if something is broken."""
+    from sandbox.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=json_, clones=clones))
+
+
+for command in (ps, top, audit, reap, bench):
+    app.command()(command)
+app.add_typer(image_app, name="image")
+app.add_typer(template_app, name="template")
+app.add_typer(trace_app, name="trace")
