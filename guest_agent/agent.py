@@ -11,6 +11,7 @@ import signal
 import time
 
 import boot
+import cgroup
 import hpet
 import wire
 from channel import Channel
@@ -33,6 +34,7 @@ class Agent:
         self.children = {}  # process id -> execution
         self.paused = []  # outlets that wait for room in the channel
         self.spare = None
+        self._spare_is_alone = False  # whether no program has lived since it was made
         self._programs = None
         self.epoch = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -129,11 +131,13 @@ class Agent:
         if self.spare is None or self.spare.pid is None:
             self.spare = self._load().Body()
             self.children[self.spare.pid] = self.spare
+            self._spare_is_alone = not self.executions
 
     def take_spare(self, payload, request):
         """Return the child that was made ahead, with the request in its hands; None if there is none for it."""
-        spare = self.spare
-        if spare is None or not spare.take(payload, request):
+        spare, is_alone = self.spare, self._spare_is_alone and not cgroup.is_left_over()
+        self._spare_is_alone = False
+        if spare is None or not spare.take(payload, request, is_alone):
             return None
         self.spare = None
         return spare

@@ -12,7 +12,7 @@ import struct
 import termios
 
 import cgroup
-from child import SPENT, STAMPED, STAMPS, Become, Ends
+from child import AS_PREPARED, LOOK_AGAIN, SPENT, STAMPED, STAMPS, Become, Ends
 from wire import Kind
 
 _ORDER_BYTES = 60 * 1024  # what a pipe takes whole, so that a child that does not read holds nobody up
@@ -59,14 +59,18 @@ class Body:
         self.close()
         self.group.remove()
 
-    def take(self, payload, request):
-        """Hand the request over; return False where this child cannot serve it. One that failed serves none."""
+    def take(self, payload, request, is_alone):
+        """Hand the request over; return False where this child cannot serve it. One that failed serves none.
+
+        If it was alone since it was made, nobody has stopped it, and what it found out then still holds.
+        """
         if self.pid is None or len(payload) > _ORDER_BYTES or request.get("pty"):
             return False
         try:
             self.group.limit(request.get("limits") or {})
-            os.kill(self.pid, signal.SIGCONT)  # root in the guest may have stopped it
-            os.write(self._orders, payload)
+            if not is_alone:
+                os.kill(self.pid, signal.SIGCONT)
+            os.write(self._orders, (AS_PREPARED if is_alone else LOOK_AGAIN) + payload)
         except OSError:
             os.close(self._orders)  # by which it ends
             self._orders = self.pid = None
@@ -117,10 +121,12 @@ class Body:
         for kind in kinds:
             read, write = os.pipe2(os.O_CLOEXEC)
             self.ends[kind] = write if kind in _INPUTS else read
+            os.set_blocking(self.ends[kind], False)
             theirs.stdio.append(read if kind in _INPUTS else write)
 
     def _open_terminal(self, theirs, rows, columns):
         self.terminal, slave = os.openpty()
         theirs.stdio += [slave] * 3
         self.resize(rows, columns)
+        os.set_blocking(self.terminal, False)
         self.ends[Kind.STDIN], self.ends[Kind.OUT] = os.dup(self.terminal), os.dup(self.terminal)

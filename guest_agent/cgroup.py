@@ -31,11 +31,12 @@ class Group:
 
     def __init__(self):
         self._path = None
+        self._counters = ()
 
     def create(self):
         if not _stock:
             restock()
-        self._path = _stock.pop()
+        self._path, self._counters = _stock.pop()
 
     def limit(self, limits):
         if limits.get("memory_bytes"):
@@ -71,16 +72,26 @@ class Group:
 
     def report(self):
         """Return peak memory and the number of processes that the kernel killed for want of memory."""
-        try:
-            peak = int(_read(f"{self._path}/memory.peak"))
-            events = _read(f"{self._path}/memory.events").split()
-        except OSError:  # the group could not be created: the execution never ran
+        if not self._counters:
             return {}
-        return {"peak_memory_bytes": peak, "oom_kills": int(events[events.index(b"oom_kill") + 1])}
+        try:
+            peak, events = (os.pread(counter, 4096, 0) for counter in self._counters)
+        except OSError:  # root in the guest has removed the group
+            return {}
+        events = events.split()
+        return {"peak_memory_bytes": int(peak), "oom_kills": int(events[events.index(b"oom_kill") + 1])}
 
     def remove(self):
         """Give the group up; return whether nothing lives in it any more."""
+        for counter in self._counters:
+            os.close(counter)
+        self._counters = ()
         return self._path is None or _try_remove(self._path)
+
+
+def is_left_over():
+    """Return whether background processes of a program that has ended may live."""
+    return bool(_left_over)
 
 
 def restock():
@@ -91,7 +102,9 @@ def restock():
         path = f"{USER}/e{next(_numbers)}"
         os.mkdir(path)
         _write(f"{path}/pids.max", str(PIDS_EACH))
-        _stock.append(path)
+        # Open from now on, so that nobody who waits for the end of a program waits for two walks through this tree.
+        counters = [os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("memory.peak", "memory.events")]
+        _stock.append((path, counters))
 
 
 def _try_remove(path):

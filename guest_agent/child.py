@@ -23,6 +23,7 @@ from unwind import Unwind
 
 STAMPED = ("read", "dropped", "begun")  # what a child that is traced tells the time of
 STAMPS = struct.Struct("3d")
+AS_PREPARED, LOOK_AGAIN = b"\0", b"\1"  # before a request: whether what was found out ahead of it may have changed
 SPENT = struct.Struct("d")  # processor seconds that a child made ahead has used before its request
 WORKSPACE = "/workspace"
 SERVERS = {"interpreter": interpreter.serve, "files": files.serve, "watch": watch.serve}
@@ -51,7 +52,9 @@ class Become(Unwind):
         self._group = group
         self._stamps = None
         self._room = None  # where its script goes
-        self._dressed = None  # the account whose environment and streams it has already
+        self._dressed = None  # the account whose environment, streams and directory it has already
+        self._groups = []
+        self._is_current = False  # whether that account is known to be still the same
 
     def run(self):
         """Never returns."""
@@ -99,8 +102,10 @@ class Become(Unwind):
         script.forget_agent()
         try:
             self._room = script.make_room()
-            self._dress(accounts.find("user")[0])
-        except LookupError:  # it was removed: whoever asks for it is told
+            user, self._groups = accounts.find("user")
+            os.chdir(WORKSPACE)
+            self._dress(user)
+        except (LookupError, OSError):  # root has removed something: whoever asks for it is told
             pass
         try:
             os.write(self._ends.ready, SPENT.pack(time.process_time()))
@@ -112,7 +117,8 @@ class Become(Unwind):
         if not payload:
             os._exit(0)
         os.close(self._ends.orders)
-        self._request = wire.decode_json(payload)
+        self._is_current = self._dressed is not None and payload.startswith(AS_PREPARED)
+        self._request = wire.decode_json(payload[1:])
         if self._request.get("trace"):
             self._stamps = [time.monotonic()]
         else:
@@ -171,7 +177,9 @@ class Become(Unwind):
 
     def _drop_and_run(self):
         request = self._request
-        user, groups = accounts.find(request.get("user") or "user")
+        name = request.get("user") or "user"
+        is_prepared = self._is_current and name == self._dressed.pw_name
+        user, groups = (self._dressed, self._groups) if is_prepared else accounts.find(name)
         if user is not self._dressed:
             self._dress(user, has_terminal=bool(request.get("pty")))
         if request.get("env"):
@@ -188,7 +196,10 @@ class Become(Unwind):
         os.setgroups(groups)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
-        os.chdir(request.get("cwd") or WORKSPACE)
+        if request.get("cwd"):
+            os.chdir(os.path.join(WORKSPACE, request["cwd"]))
+        elif not is_prepared:
+            os.chdir(WORKSPACE)
         if self._stamps is not None:
             self._stamps.append(time.monotonic())
         if operation == "python":

@@ -129,7 +129,6 @@ class Execution:
         status, self._status = self._status, None
         if self._stamps is not None:
             self._stamps.update(self._body.stamps())
-        self._give_up_pipes()
         end = {
             "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
             "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
@@ -155,7 +154,8 @@ class Execution:
         del self.agent.executions[self.id]
         self.agent.send_json(Kind.EXITED, self.id, end)
         self.agent.channel.flush()
-        if self._body is not None and self._body.group.remove():  # nobody waits for the rest
+        self._give_up_pipes()  # nobody waits for this and the rest
+        if self._body is not None and self._body.group.remove():
             script.clear(self.pid)
         try:
             self.agent.make_spare()

@@ -23,7 +23,6 @@ class Outlet:
         self._is_terminal = is_terminal
         self._credit = wire.WINDOW_BYTES
         self._watched = False
-        os.set_blocking(fd, False)
         self.watch(True)
 
     def watch(self, wanted):
@@ -110,7 +109,6 @@ class Inlet:
         self._watched = False
         self._is_terminal = is_terminal
         self._is_in_line = False
-        os.set_blocking(fd, False)
 
     def put(self, data):
         self._is_in_line = not data.endswith(b"\n")

@@ -16,7 +16,7 @@ from sandbox.certificate import Cause
 from sandbox.config import PoolConfig
 from sandbox.errors import GuestLost
 from sandbox.guest import watchdog
-from sandbox.hypervisor import host as host_module
+from sandbox.hypervisor import threads
 from sandbox.hypervisor.process import Process
 from sandbox.pool import health
 from sandbox.pool.lease import Lease
@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 @pytest.fixture
 async def pool(template: Template, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[VMPool]:
     """A pool with one running and one paused VM, and with deadlines for hanging calls that a test can wait for."""
-    monkeypatch.setattr(host_module, "CALL_SECONDS", CALL_SECONDS)
+    monkeypatch.setattr(threads, "CALL_SECONDS", CALL_SECONDS)
     monkeypatch.setattr(watchdog, "SILENCE_SECONDS", SILENCE_SECONDS)
     async with VMPool(PoolConfig(min_size=2, max_size=4, running_ready=1, warm_up=False), source=template) as pool:
         await _at_target(pool)

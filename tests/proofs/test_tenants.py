@@ -20,7 +20,7 @@ import pytest
 
 from sandbox.config import HostConfig, PoolConfig
 from sandbox.guest.events import Output
-from sandbox.hypervisor import host as host_module
+from sandbox.hypervisor import starter
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
@@ -119,7 +119,7 @@ async def test_no_guest_changes_what_others_start_from(template: Template, monke
     copy = template.directory.parent / f"test-root-{os.getpid()}"
     await asyncio.to_thread(_writable_copy, template, copy)
     monkeypatch.setattr(
-        host_module, "domain_xml", lambda *given, **named: domain_xml(*given, **named).replace("<readonly/>", "")
+        starter, "domain_xml", lambda *given, **named: domain_xml(*given, **named).replace("<readonly/>", "")
     )
     try:
         original = await asyncio.to_thread(_digest, copy)

@@ -109,10 +109,10 @@ async def test_another_device_is_noticed(template: Template, kind: str) -> None:
             spec = replace(template.spec, memory_file=None, state=None)
             xml = domain_xml(spec, host.platform, name=name, uuid=uuid, genid=genid, channel=channel, console=console)
             xml = xml.replace("<memballoon", f"{EXTRA[kind]}<memballoon")
-            host._launch(name, xml, spec)
+            host.starter.launch(name, xml, spec, host.platform)
             try:
                 return unexpected(host.connection.devices(name))
             finally:
-                host._end_blocking(name, None)
+                host.starter.end(name, None)
 
     assert kind in await host.call(look)

@@ -283,3 +283,28 @@ async def test_nothing_piles_up_where_scripts_are_placed(vm: VM) -> None:
     assert (await vm.exec(["cat", path])).text.startswith("import subprocess")
     listing = await vm.exec("ls /run/scripts | wc -l", user="root")
     assert int(listing.text) <= 3, "that of the sleeper, of this command, and of the child made ahead"
+
+
+async def test_a_relative_directory_lies_below_the_workspace(vm: VM) -> None:
+    """Whoever starts the program, and however."""
+    await vm.exec("mkdir -p /workspace/below")
+    show = "import os; print(os.getcwd())"
+    for user in (None, "root"):
+        assert (await vm.run(show, cwd="below", user=user)).text == "/workspace/below\n"
+    assert (await vm.exec("pwd", cwd="below", pty=(24, 80))).text == "/workspace/below\r\n"
+
+
+@pytest.mark.parametrize("how", ["in_its_run", "in_the_background"])
+async def test_a_program_meets_the_account_as_it_is_now(vm: VM, how: str) -> None:
+    """Also when root has changed it after the program's process was made, which is ahead of the request."""
+    change = "sed -i 's#^user:.*#user:x:1000:1000::/tmp:/bin/sh#' /etc/passwd"
+    if how == "in_its_run":
+        (await vm.exec(change, user="root")).check()
+    else:
+        waiting = f"(while ! [ -e /tmp/go ]; do sleep 0.01; done; {change}; touch /tmp/done) >/dev/null 2>&1 &"
+        (await vm.exec(waiting, user="root")).check()
+        await vm.files.write("/tmp/go", b"")
+        with anyio.fail_after(20):
+            while not await vm.files.exists("/tmp/done"):  # noqa: ASYNC110 - what root does is no event of ours
+                await anyio.sleep(0.02)
+    assert (await vm.run("import os; print(os.environ['HOME'], os.environ['SHELL'])")).text == "/tmp /bin/sh\n"
