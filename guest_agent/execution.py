@@ -78,17 +78,25 @@ class Execution:
             self.kill(wire.decode_json(frame.payload))
 
     def kill(self, request):
-        """Send a signal to the child's process group, or kill every process in the control group."""
+        """Send a signal to the child's process group, or to every process in the control group."""
         number = int(request.get("signal", 9))
+        reached = ()
         if request.get("tree"):
             try:
-                self._body.group.kill() if number == 9 else self._body.group.signal(number)
-                return
+                reached = self._body.group.signal(number)
             except OSError:  # root in the guest has removed or hidden the group: what is left is the child's own
                 pass
-        if self._status is None:
+        if self.pid not in reached:
+            self._signal(number)
+
+    def _signal(self, number):
+        """Send a signal to the child: it may not have entered its control group, nor lead a process group, yet."""
+        for send in (os.killpg, os.kill):
+            if self._status is not None:
+                return
             try:
-                os.killpg(self.pid, number)
+                send(self.pid, number)
+                return
             except ProcessLookupError:
                 pass
 

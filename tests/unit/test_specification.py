@@ -9,6 +9,7 @@ import pytest
 
 from sandbox.bench.run import Run
 from sandbox.bench.targets import judge, target_of
+from sandbox.cli.figures import print_figures
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| ([A-Z0-9]+) \|.*\| \[[^]]+\]\((\S+\.json)\) \|$", re.MULTILINE)
@@ -33,3 +34,11 @@ def test_promise_is_kept_in_its_evidence(ident: str, evidence: str) -> None:
     assert target_of(figure) is not None
     assert judge(figure) == ("met", "")
     assert run.surroundings["is_busy"] is False
+
+
+def test_the_readme_shows_what_the_recorded_run_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each row of its table is a line of `sandbox bench --recorded … --markdown`."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| [A-Z]+\d\w* \| ", line)]
+    assert len(rows) >= 5
+    print_figures(Run.load(ROOT / "docs" / "evidence" / "bench-tcg.json"), "markdown")
+    assert set(rows) <= set(capsys.readouterr().out.splitlines())

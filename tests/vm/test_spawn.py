@@ -163,3 +163,18 @@ async def test_everything_runs_side_by_side(vm: VM) -> None:
         for number in range(5):
             group.start_soon(context, number * 100)
     assert sorted(done) == ["context"] * 5 + ["file"] * 20 + ["program"] * 20
+
+
+@pytest.mark.parametrize(
+    ("number", "tree"), [(signal.SIGKILL, True), (signal.SIGTERM, True), (signal.SIGTERM, False)], ids=str
+)
+async def test_a_signal_at_once_reaches_a_program_that_has_hardly_begun(
+    vm: VM, number: signal.Signals, tree: bool
+) -> None:
+    """Its process may just have been forked and have entered neither its control group nor a session of its own."""
+    for _ in range(20):
+        execution = await vm.spawn(["sleep", "600"])
+        execution.send_signal(number, tree=tree)
+        with anyio.fail_after(20):
+            result = await execution.wait()
+        assert result.signal == number
