@@ -62,7 +62,7 @@ def _bring_up_loopback():
 
 
 def protect_self():
-    """Keep the agent alive when the guest runs out of memory or of descriptors, and in front of whoever burns processor.
+    """Keep the agent alive when the guest runs out of memory or of descriptors, and ahead of who burns processor time.
 
     Children get normal values back.
     """
