@@ -52,6 +52,7 @@ class Body:
         if self.pid == 0:
             raise Become(request, theirs, self.group)
         theirs.close()
+        self.group.adopt(self.pid)  # a kill may come before the child has run at all
 
     def exited(self, _status, _usage):
         """It was killed before it had anything to do."""

@@ -62,17 +62,12 @@ def _bring_up_loopback():
 
 
 def protect_self():
-    """Keep the agent alive when the guest runs out of memory or of descriptors, and ahead of who burns processor time.
-
-    Children get normal values back.
-    """
+    """Keep the agent alive when the guest runs out of memory or of descriptors; children get normal values back."""
     global proc  # noqa: PLW0603 - there is one
     found = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     proc = fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, _HIGH)  # out of the way of what a child's pipes become
     os.close(found)
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-    os.setpriority(os.PRIO_PROCESS, 0, -20)
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
 

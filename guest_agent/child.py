@@ -78,7 +78,6 @@ class Become(Unwind):
 
     def _leave_agent(self):
         gc.freeze()  # what the agent had is never collected here: it would close descriptors that are ours by then
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})
         _signal.set_wakeup_fd(-1)
         stdio = self._ends.stdio
         for target, fd in enumerate(stdio):

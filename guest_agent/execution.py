@@ -80,25 +80,19 @@ class Execution:
     def kill(self, request):
         """Send a signal to the child's process group, or to every process in the control group."""
         number = int(request.get("signal", 9))
-        reached = ()
         if request.get("tree"):
             try:
-                reached = self._body.group.signal(number)
+                self._body.group.signal(number)
+                return
             except OSError:  # root in the guest has removed or hidden the group: what is left is the child's own
                 pass
-        if self.pid not in reached:
-            self._signal(number)
-
-    def _signal(self, number):
-        """Send a signal to the child: it may not have entered its control group, nor lead a process group, yet."""
-        for send in (os.killpg, os.kill):
-            if self._status is not None:
-                return
-            try:
-                send(self.pid, number)
-                return
-            except ProcessLookupError:
-                pass
+        for send in (os.killpg, os.kill):  # the child may not lead a process group yet
+            if self._status is None:
+                try:
+                    send(self.pid, number)
+                    return
+                except ProcessLookupError:
+                    pass
 
     def exited(self, status, usage):
         """The child is dead: what it wrote before is still in the pipes and goes out first."""

@@ -124,6 +124,9 @@ async def a_ready_vm_that_dies_is_replaced(world: World) -> object:
         victim = slot.vm
         assert victim is not None
         world.kill(victim)
+        with anyio.fail_after(LONG):
+            while pool.statistics().expired == 0:
+                await pool._keeper.changed.wait()
         async with pool.acquire(LONG) as vm:
             is_another = vm.name != victim.name
         return is_another, pool.statistics().expired, (await at_rest(pool))["lost"]

@@ -308,10 +308,3 @@ async def test_a_program_meets_the_account_as_it_is_now(vm: VM, how: str) -> Non
             while not await vm.files.exists("/tmp/done"):  # noqa: ASYNC110 - what root does is no event of ours
                 await anyio.sleep(0.02)
     assert (await vm.run("import os; print(os.environ['HOME'], os.environ['SHELL'])")).text == "/tmp /bin/sh\n"
-
-
-async def test_programs_have_an_ordinary_priority(vm: VM) -> None:
-    """The agent goes before them, and hands that down to nobody."""
-    shown = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.getpriority(0, 1))"
-    for program in (vm.run(shown), vm.exec(["python3", "-c", shown]), vm.exec(["python3", "-c", shown], pty=(24, 80))):
-        assert (await program).text.split() == ["0", "0", "-20"]
