@@ -57,7 +57,7 @@ async def memory_groups(template: Template, monkeypatch: pytest.MonkeyPatch) -> 
     host = template.host
     places = Places({"memory": tree.own}, {"memory": 1})
     groups = await to_thread.run_sync(Groups, host.rundir.path, places)
-    monkeypatch.setattr(host, "groups", groups)
+    monkeypatch.setattr(host.starter, "groups", groups)
     yield groups
     await to_thread.run_sync(groups.close)
     await to_thread.run_sync((tree.own / BASE).rmdir)
@@ -126,7 +126,7 @@ async def test_a_qemu_that_somebody_kills_is_no_matter_of_memory(template: Templ
 async def test_without_groups_a_vm_runs_as_ever(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none can be made there is a reason, and no error."""
     groups = await to_thread.run_sync(Groups.open, template.host.rundir.path, "off", None)
-    monkeypatch.setattr(template.host, "groups", groups)
+    monkeypatch.setattr(template.host.starter, "groups", groups)
     assert groups.places.refused == {"memory": "switched off", "pids": "switched off"}
     async with template.lease() as vm:
         assert vm.name not in await anyio.Path(f"/proc/{vm.pid}/cgroup").read_text()
@@ -166,5 +166,6 @@ def test_a_group_whose_run_directory_is_gone_is_named_and_reaped(tmp_path: Path,
 def _tighten(pid: int) -> None:
     """Leave a QEMU a little more than it has, as a host does that has nothing left."""
     own = hierarchies(str(pid))["memory"].own
+    assert own.name.startswith("sbx-"), f"{own} is not a VM's group: a limit there would be everybody's"
     used = int((own / "memory.usage_in_bytes").read_text())
     (own / "memory.limit_in_bytes").write_text(str(used + 8 * MIB))

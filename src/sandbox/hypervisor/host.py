@@ -57,14 +57,14 @@ class Hypervisor:
         self.rundir = RunDirectory.create(config.paths.runtime)
         reap(config.paths.runtime)
         wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
-        self.groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
-        reap_left_over(config.paths.runtime, self.groups.places.parents.values())
+        groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
+        reap_left_over(config.paths.runtime, groups.places.parents.values())
         try:
             cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
             root, emulator = self.rundir.path / "l", self.platform.emulator
             self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
             self.admission = Admission(config, self.rundir.path.name)
-            parts = (self.connection, self.rundir, self.groups, self.admission)
+            parts = (self.connection, self.rundir, groups, self.admission)
             self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit)
         except BaseException:
             self.rundir.remove()
@@ -73,6 +73,11 @@ class Hypervisor:
 
     def __repr__(self) -> str:
         return f"<Hypervisor {self.platform.accelerator} {self.rundir.path}>"
+
+    @property
+    def groups(self) -> Groups:
+        """The control groups of its VMs."""
+        return self.starter.groups
 
     @classmethod
     async def connect(cls, config: HostConfig) -> Hypervisor:

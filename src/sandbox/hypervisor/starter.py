@@ -42,7 +42,7 @@ class Starter:
     ) -> None:
         self._connection = connection
         self._rundir = rundir
-        self._groups = groups
+        self.groups = groups
         self._admission = admission
         self._owner = owner
         self._cpu_limit = cpu_limit
@@ -107,13 +107,13 @@ class Starter:
             self._connection.start(name, xml, spec.state, self._log_file(name))
             return
         with stage("make the control group"):
-            group = self._groups.make(name, caps(spec, platform, self._cpu_limit))
+            group = self.groups.make(name, caps(spec, platform, self._cpu_limit))
         with Midwife(self._pid_file(name), name, group).at_work() as midwife:
             self._connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
 
     def forget(self, name: str) -> None:
         """Give back what the host keeps for a VM whose QEMU is dead: its control group, its promised memory."""
-        self._groups.remove(name)
+        self.groups.remove(name)
         self._admission.release(name)
 
     def end(self, name: str, process: Process | None, *sockets: socket.socket | None) -> None:
