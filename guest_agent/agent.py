@@ -64,7 +64,7 @@ class Agent:
         """Wait for HELLO and nothing else, and answer it by the shortest way.
 
         A clone begins here. Where its processor is emulated every function that it runs has to be translated anew,
-        and the selector, the decoder and the queue of the channel would be half of the work.
+        those of the selector, the decoder and the channel's queue, too; afterwards nobody waits for them.
         """
         came = self.channel.read_exactly(wire.HELLO_FRAME.size)
         if came is None:

@@ -56,6 +56,11 @@ async def code_of(claim: Awaitable[Lease]) -> str:
     return "lease"
 
 
+async def a_turn() -> None:
+    """Let a task that was just made run until it waits: so a caller is in the queue, and before the next one."""
+    await asyncio.sleep(0)
+
+
 async def at_rest(pool: VMPool) -> dict[str, int]:
     """Return the books when nothing starts or ends any more and every VM that is to be ready is."""
     with anyio.fail_after(LONG):
@@ -95,14 +100,14 @@ async def callers_are_served_in_order_and_by_priority(world: World) -> object:
         async with asyncio.TaskGroup() as group, pool.acquire(LONG):
             for name, priority in (("first", 0), ("second", 0), ("urgent", 1), ("third", 0)):
                 group.create_task(caller(name, priority))
-                await asyncio.sleep(0)
+                await a_turn()
     return served
 
 
 async def waiting_ends_with_what_it_waited_for(world: World) -> object:
     async with opened(world, max_size=1, max_waiting=1) as pool, pool.acquire(LONG):
         waiting = asyncio.create_task(code_of(pool.claim(0.3)))
-        await asyncio.sleep(0)
+        await a_turn()
         return await code_of(pool.claim()), await waiting, pool.statistics().waiting
 
 
@@ -110,7 +115,7 @@ async def a_cancelled_caller_leaves_nothing(world: World) -> object:
     async with opened(world, max_size=1) as pool:
         async with pool.acquire(LONG):
             waiting = asyncio.create_task(pool.claim())
-            await asyncio.sleep(0)
+            await a_turn()
             waiting.cancel()
             (ended,) = await asyncio.gather(waiting, return_exceptions=True)
         async with pool.acquire(LONG):
@@ -193,7 +198,7 @@ async def closing_ends_leases_and_refuses_callers(world: World) -> object:
     await pool.open()
     lease = await pool.claim(LONG)
     waiting = asyncio.create_task(code_of(pool.claim()))
-    await asyncio.sleep(0)
+    await a_turn()
     await pool.aclose()
     books = pool.statistics()
     return (
