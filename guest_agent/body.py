@@ -48,6 +48,7 @@ class Body:
         except OSError:
             theirs.close()
             self.close()
+            self.group.remove()
             raise
         if self.pid == 0:
             raise Become(request, theirs, self.group)
