@@ -32,10 +32,10 @@ Draws = Mapping[str, list[object]]
 
 @dataclass(frozen=True)
 class FrozenDrawer:
-    """A template that contains a running `frozen_drawer.py`, and the generation id that it was made with."""
+    """A template that contains a running `frozen_drawer.py`, and the generation id that it was made with, if any."""
 
     template: Template
-    generation: str
+    generation: str | None
 
     @classmethod
     @asynccontextmanager
@@ -90,10 +90,10 @@ async def _start_drawer(vm: VM, count: int) -> None:
     raise AssertionError("the drawer ended before it was asked")
 
 
-def _generation(arguments: list[str]) -> str:
-    """Return the GUID that a machine's vmgenid device shows to its guest."""
-    (device,) = (argument for argument in arguments if '"driver":"vmgenid"' in argument)
-    return str(json.loads(device)["guid"])
+def _generation(arguments: list[str]) -> str | None:
+    """Return the GUID that a machine's vmgenid device shows to its guest; under TCG there is none."""
+    devices = [argument for argument in arguments if '"driver":"vmgenid"' in argument]
+    return str(json.loads(devices[0])["guid"]) if devices else None
 
 
 def _parsed(said: str) -> Draws | None:
@@ -103,13 +103,13 @@ def _parsed(said: str) -> Draws | None:
 
 
 class UndefendedClones(RawDriver):
-    """Clones made by QEMU alone: the generation id is the snapshot's own, and the agent is told nothing."""
+    """Clones made by QEMU alone: a generation id is the snapshot's own, and the agent is told nothing."""
 
     def __init__(self, pid: int, drawer: FrozenDrawer, directory: Path) -> None:
         super().__init__(pid, drawer.template.directory / STATE, directory)
         self._arguments = [self._undefended(argument, drawer.generation) for argument in self._arguments]
 
-    def _undefended(self, argument: str, generation: str) -> str:
+    def _undefended(self, argument: str, generation: str | None) -> str:
         if argument == "null,id=console0":
             return f"socket,id=console0,path={self._directory}/console"
         if '"driver":"vmgenid"' in argument:

@@ -33,10 +33,9 @@ DEVICES = {
     "virtio-serial-pci": "the channel to the agent",
     "virtio-serial-device": "part of it",
     "virtserialport": "its one port",
-    "vmgenid": "tells the guest's kernel that it is a clone",
 }
 """Every type of device that QEMU may report for a VM of ours beside its processors, and what it is for."""
-_KVM_DEVICES = frozenset({"kvm-apic", "kvm-ioapic", "kvm-i8259", "kvm-pit", "kvmclock"})
+_KVM_DEVICES = frozenset({"kvm-apic", "kvm-ioapic", "kvm-i8259", "kvm-pit", "kvmclock", "vmgenid"})
 _PROCESSOR = "-x86_64-cpu"
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)

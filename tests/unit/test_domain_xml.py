@@ -1,0 +1,40 @@
+"""What is written into a domain's XML for each accelerator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.hypervisor.domain_xml import domain_xml
+from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
+
+GENERATION = "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e02"
+SPEC = MachineSpec(Path("/i/vmlinux"), Path("/i/initrd"), Path("/i/root.erofs"), memory_mib=256, vcpus=1)
+
+
+def _xml(accelerator: AcceleratorKind) -> str:
+    platform = Platform("/usr/bin/qemu-system-x86_64", "10.0.2", "pc-q35-10.0", accelerator, "a processor")
+    return domain_xml(
+        SPEC,
+        platform,
+        name="vm",
+        uuid="c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e01",
+        genid=GENERATION,
+        channel=Path("/r/vm.sock"),
+        console=Path("/r/vm.con"),
+    )
+
+
+@pytest.mark.parametrize(("accelerator", "has_generation"), [("kvm", True), ("tcg", False)])
+def test_a_generation_id_is_there_under_kvm_only(accelerator: AcceleratorKind, has_generation: bool) -> None:
+    """Under KVM the guest's kernel hears by itself that it is a clone; emulated ones hear it from the handshake."""
+    assert (f"<genid>{GENERATION}</genid>" in _xml(accelerator)) is has_generation
+
+
+def test_emulated_processors_lack_what_is_slow_in_software() -> None:
+    """Mitigations and instructions that copy byte by byte are left out under TCG, and only there."""
+    emulated, native = _xml("tcg"), _xml("kvm")
+    for word in ("mitigations=off", "name='erms'", "name='fsrm'"):
+        assert word in emulated
+        assert word not in native
