@@ -4,22 +4,24 @@ It runs as process 1 and root, reaps every orphan, and speaks only when spoken t
 relies on: whoever takes over this process gains a VM that is destroyed at the end of its lease.
 """
 
+import _signal  # `signal` makes enumerations, at a cost to each boot
 import gc
 import os
-import selectors
-import signal
 import time
 
 import boot
 import cgroup
 import hpet
+import memory
+import orphans
 import wire
 from channel import Channel
 from identity import Identity
+from poller import READ, Poller
 from unwind import Unwind
 from wire import Kind
 
-AGENT_VERSION = 2
+AGENT_VERSION = 3
 _REAPED_AT_ONCE = 500  # then the host is heard again, however fast processes die
 
 
@@ -27,9 +29,9 @@ class Agent:
     """One loop over the channel, the pipes of all executions and the deaths of children."""
 
     def __init__(self, port):
-        self.selector = selectors.DefaultSelector()
+        self.poller = Poller()
         self.identity = Identity()
-        self.channel = Channel(port, self.selector)
+        self.channel = Channel(port, self.poller, self.handle)
         self.executions = {}
         self.children = {}  # process id -> execution
         self.paused = []  # outlets that wait for room in the channel
@@ -37,12 +39,11 @@ class Agent:
         self._spare_is_alone = False  # whether no program has lived since it was made
         self._programs = None
         self.epoch = None
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until a child knows what to make of one
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        self.selector.register(self._wake_read, selectors.EVENT_READ, self.reap)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})  # until a child knows what to make of one
+        self._deaths = orphans.open_deaths()
+        self._dead_are_left = False
+        self.poller.add(self._deaths, READ, self.hear_of_deaths)
 
     def serve(self):
         """Run until the host closes the channel."""
@@ -50,12 +51,9 @@ class Agent:
             if self.epoch is None:
                 self.meet()
                 continue
-            for key, events in self.selector.select():
-                if key.fileobj is self.channel:
-                    for frame in self.channel.exchange(events):
-                        self.handle(frame)
-                else:
-                    key.data()
+            self.poller.serve(0 if self._dead_are_left else -1)
+            if self._dead_are_left:
+                self.reap()
             self.channel.flush()
             while self.paused and not self.channel.is_full:
                 self.paused.pop().watch(True)
@@ -64,7 +62,7 @@ class Agent:
         """Wait for HELLO and nothing else, and answer it by the shortest way.
 
         A clone begins here. Where its processor is emulated every function that it runs has to be translated anew,
-        those of the selector, the decoder and the channel's queue, too; afterwards nobody waits for them.
+        those of the poller, the decoder and the channel's queue, too; afterwards nobody waits for them.
         """
         came = self.channel.read_exactly(wire.HELLO_FRAME.size)
         if came is None:
@@ -76,7 +74,7 @@ class Agent:
         self.channel.write(
             wire.READY_FRAME.pack(
                 *(wire.READY.size, epoch, 0, Kind.READY),
-                *(self.identity.apply(*told), time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION),
+                *self.become(told),
             )
         )
         self.identity.settle()
@@ -93,18 +91,33 @@ class Agent:
             self.quiesce()
         elif frame.kind is Kind.START:
             if frame.id not in self.executions:
-                execution = self._load().Execution(self, frame.id)
-                self.executions[frame.id] = execution
-                execution.start(frame.payload)
+                self.start(frame.id, frame.payload)
         elif frame.id in self.executions:  # else: a late word to an execution that has ended
             self.executions[frame.id].handle(frame)
 
     def hello(self, frame):
-        proof = self.identity.apply(*wire.HELLO.unpack(frame.payload))
+        ready = self.become(wire.HELLO.unpack(frame.payload))
         self.epoch = frame.epoch
-        self.send(Kind.READY, 0, wire.READY.pack(proof, time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION))
+        self.send(Kind.READY, 0, wire.READY.pack(*ready))
         self.channel.flush()
         self.identity.settle()
+
+    def become(self, told):
+        """Take the identity that HELLO brings; return the fields of READY."""
+        proof = self.identity.apply(*told)
+        return time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION, *proof
+
+    def start(self, ident, payload):
+        """Have the spare serve a request, if it can, or a new execution."""
+        request = wire.decode_json(payload)
+        is_alone, self._spare_is_alone = self._spare_is_alone and not cgroup.is_left_over(), False
+        spare = self.spare
+        if spare is not None and spare.take(ident, payload, request, is_alone):
+            self.spare = None
+            return
+        if spare is not None and spare.is_spent:
+            self.spare = None
+        self._load().Execution(self).start(ident, request)
 
     def _load(self):
         """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first."""
@@ -123,25 +136,19 @@ class Agent:
         os.sync()
         gc.collect()
         gc.freeze()
+        memory.own()
+        memory.is_for_clones = False
         self.send(Kind.QUIESCED, 0)
         self.channel.flush()
         self.epoch = None
 
     def make_spare(self):
-        """Have a child ready for the next program."""
-        if self.spare is None or self.spare.pid is None:
-            self.spare = self._load().Body()
-            self.children[self.spare.pid] = self.spare
+        """Have an execution ready for the next request, with a child that waits for it."""
+        if self.spare is None:
+            spare = self._load().Execution(self)
+            spare.make_ahead()
+            self.spare = spare
             self._spare_is_alone = not self.executions
-
-    def take_spare(self, payload, request):
-        """Return the child that was made ahead, with the request in its hands; None if there is none for it."""
-        spare, is_alone = self.spare, self._spare_is_alone and not cgroup.is_left_over()
-        self._spare_is_alone = False
-        if spare is None or not spare.take(payload, request, is_alone):
-            return None
-        self.spare = None
-        return spare
 
     def send(self, kind, ident, payload=b""):
         self.channel.send(wire.encode_header(kind, self.epoch, ident, len(payload)), payload)
@@ -149,12 +156,13 @@ class Agent:
     def send_json(self, kind, ident, message):
         self.channel.send(wire.encode_json(kind, self.epoch, ident, message))
 
+    def hear_of_deaths(self, _events):
+        orphans.forget(self._deaths)
+        self.reap()
+
     def reap(self):
         """Collect every dead child; orphans of user code end up here too."""
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
+        self._dead_are_left = False
         for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -164,10 +172,7 @@ class Agent:
                 return
             if (execution := self.children.pop(pid, None)) is not None:
                 execution.exited(status, usage)
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:  # so full that it wakes us anyway
-            pass
+        self._dead_are_left = True
 
 
 def main():

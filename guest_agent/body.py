@@ -55,12 +55,6 @@ class Body:
         theirs.close()
         self.group.adopt(self.pid)  # a kill may come before the child has run at all
 
-    def exited(self, _status, _usage):
-        """It was killed before it had anything to do."""
-        self.pid = None
-        self.close()
-        self.group.remove()
-
     def take(self, payload, request, is_alone):
         """Hand the request over; return False where this child cannot serve it. One that failed serves none.
 
@@ -84,9 +78,6 @@ class Body:
         if not request.get("trace"):
             os.close(self._ready)
             self._ready = None
-        if not request.get("control"):
-            for kind in (Kind.ASK, Kind.ANSWER):
-                os.close(self.ends.pop(kind))
         return True
 
     def stamps(self):

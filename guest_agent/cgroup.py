@@ -77,16 +77,19 @@ class Group:
         except OSError:
             return 0
 
-    def report(self):
-        """Return peak memory and the number of processes that the kernel killed for want of memory."""
-        if not self._counters:
-            return {}
+    def memory(self):
+        """Return the most memory that was in use at a time; None if root in the guest has removed the group."""
+        return self._counter(0, int)
+
+    def oom_kills(self):
+        """Return the number of processes that the kernel killed for want of memory."""
+        return self._counter(1, _oom_kills) or 0
+
+    def _counter(self, which, parse):
         try:
-            peak, events = (os.pread(counter, 4096, 0) for counter in self._counters)
-        except OSError:  # root in the guest has removed the group
-            return {}
-        events = events.split()
-        return {"peak_memory_bytes": int(peak), "oom_kills": int(events[events.index(b"oom_kill") + 1])}
+            return parse(os.pread(self._counters[which], 4096, 0)) if self._counters else None
+        except OSError:
+            return None
 
     def remove(self):
         """Give the group up; return whether nothing lives in it any more."""
@@ -94,6 +97,11 @@ class Group:
             os.close(counter)
         self._counters = ()
         return self._path is None or _try_remove(self._path)
+
+
+def _oom_kills(events):
+    events = events.split()
+    return int(events[events.index(b"oom_kill") + 1])
 
 
 def is_left_over():

@@ -1,9 +1,9 @@
 """The agent's end of the channel: frames in, bytes out, never blocking."""
 
 import os
-import selectors
 
 import wire
+from poller import READ, WRITE
 
 HIGH_WATER = 128 * 1024
 # The port gives a page for each read and takes 32 KiB with each write. A vector makes many of them in one call.
@@ -16,20 +16,18 @@ _VECTOR = 64
 class Channel:
     """A non-blocking file descriptor that carries frames."""
 
-    def __init__(self, fd, selector):
+    def __init__(self, fd, poller, handle):
         self._fd = fd
-        self._selector = selector
+        self._poller = poller
+        self._handle = handle
         self._decoder = wire.Decoder(wire.HOST_LIMITS)
         self._unsent = []
         self._waiting = 0
-        self._events = selectors.EVENT_READ
+        self._events = READ
         self.closed = False
         self._received = bytearray(_PAGE * _PAGES)
         self._pages = [memoryview(self._received)[start : start + _PAGE] for start in range(0, _PAGE * _PAGES, _PAGE)]
-        selector.register(self, self._events)
-
-    def fileno(self):
-        return self._fd
+        poller.add(fd, READ, self.exchange)
 
     def read_exactly(self, size):
         """Wait for so many bytes and return them; None if the host lets go instead. Nothing may wait to be sent."""
@@ -52,18 +50,27 @@ class Channel:
         return self._waiting > HIGH_WATER
 
     def exchange(self, events):
-        """Write what waits, read what came, return the complete frames."""
-        if events & selectors.EVENT_WRITE:
+        """Write what waits, read what came, have the complete frames handled."""
+        if events & WRITE:
             self.flush()
-        if not events & selectors.EVENT_READ:
-            return []
+        if not events & ~WRITE:
+            return
         try:
-            length = os.readv(self._fd, self._pages)
+            data = os.read(self._fd, _PAGE)
         except BlockingIOError:
-            return []
-        if not length:
-            self.closed = True  # the host has let go: this machine has no owner any more
-        return self._decoder.feed(memoryview(self._received)[:length])
+            return
+        self.closed = not data  # the host has let go: this machine has no owner any more
+        self._feed(data)
+        if len(data) == _PAGE:  # then there may be more
+            try:
+                length = os.readv(self._fd, self._pages)
+            except BlockingIOError:
+                return
+            self._feed(memoryview(self._received)[:length])
+
+    def _feed(self, data):
+        for frame in self._decoder.feed(data):
+            self._handle(frame)
 
     def send(self, header, payload=b""):
         """Take bytes to send; they leave when the loop has handled all that came, or when they are many.
@@ -85,7 +92,7 @@ class Channel:
         unsent = self._unsent
         try:
             while unsent:
-                sent = os.writev(self._fd, unsent[:_VECTOR])
+                sent = os.write(self._fd, unsent[0]) if len(unsent) == 1 else os.writev(self._fd, unsent[:_VECTOR])
                 self._waiting -= sent
                 while unsent and sent >= len(unsent[0]):
                     sent -= len(unsent.pop(0))
@@ -93,7 +100,7 @@ class Channel:
                     unsent[0] = memoryview(unsent[0])[sent:]
         except BlockingIOError:
             pass
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
+        wanted = READ | (WRITE if unsent else 0)
         if wanted != self._events:
             self._events = wanted
-            self._selector.modify(self, wanted)
+            self._poller.change(self._fd, wanted)

@@ -16,6 +16,7 @@ import boot
 import cgroup
 import files
 import interpreter
+import memory
 import script
 import watch
 import wire
@@ -78,7 +79,6 @@ class Become(Unwind):
 
     def _leave_agent(self):
         gc.freeze()  # what the agent had is never collected here: it would close descriptors that are ours by then
-        _signal.set_wakeup_fd(-1)
         stdio = self._ends.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
@@ -103,9 +103,13 @@ class Become(Unwind):
             self._room = script.make_room()
             user, self._groups = accounts.find("user")
             os.chdir(WORKSPACE)
+            os.setgroups(self._groups)
+            os.setgid(user.pw_gid)
             self._dress(user)
         except (LookupError, OSError):  # root has removed something: whoever asks for it is told
             pass
+        if memory.is_for_clones:
+            memory.own()
         try:
             os.write(self._ends.ready, SPENT.pack(time.process_time()))
         except BrokenPipeError:  # the request was faster
@@ -132,7 +136,7 @@ class Become(Unwind):
             _signal.signal(number, _signal.SIG_DFL)
         waits = self._request["op"] == "interpreter"
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN if waits else _signal.SIG_DFL)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGINT})
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGINT, _signal.SIGCHLD})
 
     def _tell_stamps(self):
         """The program begins now: tell what is traced, and leave it no descriptor of ours."""
@@ -192,8 +196,9 @@ class Become(Unwind):
             path = script.place(script.make_room() if self._room is None else self._room, request["name"], data)
         elif self._room is not None:
             os.close(self._room)
-        os.setgroups(groups)
-        os.setgid(user.pw_gid)
+        if not is_prepared:
+            os.setgroups(groups)
+            os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
         if request.get("cwd"):
             os.chdir(os.path.join(WORKSPACE, request["cwd"]))

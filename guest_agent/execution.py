@@ -4,6 +4,7 @@ import os
 import time
 
 import accounts
+import boot
 import cgroup
 import evidence
 import script
@@ -12,21 +13,27 @@ from body import Body
 from pipe import Inlet, Outlet
 from wire import Kind
 
+_STDIO = (Kind.STDIN, Kind.OUT, Kind.ERR)
+_CONTROL = (Kind.ASK, Kind.ANSWER)
+
 
 def prepare():
     """Load what every child finds loaded."""
     evidence.prepare()
-    accounts.find("user")
+    boot.remember_user(accounts.find("user")[0].pw_uid)
+    boot.calm_kernel()
 
 
 class Execution:
-    """Owned by the agent from START until EXITED is sent; afterwards its pipes only drain."""
+    """Owned by the agent from START until EXITED is sent; afterwards its pipes only drain.
 
-    def __init__(self, agent, ident):
+    One is made ahead of its request: it has no id then, and its child waits.
+    """
+
+    def __init__(self, agent):
         self.agent = agent
-        self.id = ident
+        self.id = None
         self.pid = None
-        self._started = time.monotonic()
         self._inlets = {}
         self._outlets = {}
         self._body = None
@@ -35,30 +42,65 @@ class Execution:
         self._usage = None
         self._stamps = None
 
-    def start(self, payload):
-        """Fork, or take the child that was made ahead. A child leaves the agent's frames by raising `Become`."""
-        request = wire.decode_json(payload)
-        if request.get("trace"):
-            self._stamps = {"received": self._started}
+    def make_ahead(self):
+        """Fork a child that waits for a request. Raises `OSError` when the guest has no room for it."""
+        self._body = Body()
+        self._take_ends(_STDIO)
+
+    def wait_ready(self):
+        self._body.wait_ready()
+
+    @property
+    def is_spent(self):
+        """Whether the child that was made ahead can serve nothing any more."""
+        return self._body.pid is None
+
+    def take(self, ident, payload, request, is_alone):
+        """Hand a request to the child that was made ahead; return False, and change nothing, if it cannot serve it."""
+        received = time.monotonic() if request.get("trace") else None
+        if not self._body.take(payload, request, is_alone):
+            return False
+        self._begin(ident, received)
+        if request.get("control"):
+            self._take_ends(_CONTROL)
+        for outlet in self._outlets.values():
+            outlet.watch(True)
+        return True
+
+    def start(self, ident, request):
+        """Fork for a request. A child leaves the agent's frames by raising `Become`."""
+        received = time.monotonic() if request.get("trace") else None
         try:
-            self._body = self.agent.take_spare(payload, request) or Body(request)
+            self._body = Body(request)
         except OSError as error:
+            self.id = ident
             self._refuse(f"sandbox: cannot start a process in the guest: {error.strerror}\n")
             return
-        if self._stamps is not None:
-            self._stamps["handed"] = time.monotonic()
+        self._take_ends(_STDIO + _CONTROL)
+        self._begin(ident, received)
+
+    def _begin(self, ident, received):
+        self.id = ident
+        if received is not None:
+            self._stamps = {"received": received, "handed": time.monotonic()}
+        self.agent.executions[ident] = self
+        self.agent.send(Kind.STARTED, ident, wire.pid(self.pid))
+
+    def _take_ends(self, kinds):
+        """Attend to our ends of the child's pipes of these kinds, as far as there are such."""
         self.pid = self._body.pid
         self.agent.children[self.pid] = self
-        ends, self._body.ends = self._body.ends, {}
         is_terminal = self._body.terminal is not None
-        for kind, fd in ends.items():
+        for kind in kinds:
+            fd = self._body.ends.pop(kind, None)
+            if fd is None:
+                continue
             if kind in (Kind.STDIN, Kind.ASK):
                 self._inlets[kind] = Inlet(self, kind, fd, is_terminal)
             elif kind is Kind.ANSWER:
                 self._outlets[kind] = AnswerOutlet(self, kind, fd)
             else:
                 self._outlets[kind] = Outlet(self, kind, fd, is_terminal)
-        self.agent.send(Kind.STARTED, self.id, wire.pid(self.pid))
 
     def handle(self, frame):
         kind = frame.kind
@@ -96,6 +138,11 @@ class Execution:
 
     def exited(self, status, usage):
         """The child is dead: what it wrote before is still in the pipes and goes out first."""
+        if self.id is None:  # it had nothing to do yet
+            self._give_up()
+            if self.agent.spare is self:
+                self.agent.spare = None
+            return
         self._status, self._usage = status, usage
         if self._stamps is not None:
             self._stamps["dead"] = time.monotonic()
@@ -131,47 +178,65 @@ class Execution:
         status, self._status = self._status, None
         if self._stamps is not None:
             self._stamps.update(self._body.stamps())
-        end = {
-            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
-            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-            "wall_s": time.monotonic() - self._started,
-        }
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        end = _begin_of_end(code, os.WTERMSIG(status) if code is None else None)
         if self._usage is not None:
-            end["cpu_s"] = max(0.0, self._usage.ru_utime + self._usage.ru_stime - self._body.spent)
-        end.update(self._body.group.report())
+            spent = self._usage.ru_utime + self._usage.ru_stime - self._body.spent
+            end += f',"cpu_us":{max(0, int(spent * 1e6))}'
+        memory = self._body.group.memory()
+        if memory is not None:
+            end += f',"peak_memory_bytes":{memory}'
         if status:
-            end["evidence"] = evidence.collect(self._body.group, end.get("oom_kills"))
+            kills = self._body.group.oom_kills()
+            end += f',"oom_kills":{kills},"evidence":{_json(evidence.collect(self._body.group, kills))}'
         if self._stamps is not None:
             self._stamps["told"] = time.monotonic()
             ahead = time.time() - time.monotonic()
-            end["stamps"] = {name: int((stamp + ahead) * 1e9) for name, stamp in self._stamps.items()}
+            stamps = {name: int((stamp + ahead) * 1e9) for name, stamp in self._stamps.items()}
+            end += f',"stamps":{_json(stamps)}'
         self._end(end)
 
     def _refuse(self, message):
         """No process came to be: say so on the execution's standard error."""
+        self.agent.executions[self.id] = self
         self.agent.send(Kind.ERR, self.id, message.encode())
-        self._end({"code": 126, "signal": None, "wall_s": time.monotonic() - self._started})
+        self._end(_begin_of_end(126, None))
 
     def _end(self, end):
         del self.agent.executions[self.id]
-        self.agent.send_json(Kind.EXITED, self.id, end)
+        self.agent.send(Kind.EXITED, self.id, (end + "}").encode())
         self.agent.channel.flush()
-        self._give_up_pipes()  # nobody waits for this and the rest
-        if self._body is not None and self._body.group.remove():
-            script.clear(self.pid)
+        self._give_up()  # nobody waits for this and the rest
         try:
             self.agent.make_spare()
             cgroup.restock()
         except OSError:  # no room, or root in the guest has hidden the control groups: the next execution is told
             pass
 
-    def _give_up_pipes(self):
+    def _give_up(self):
         for inlet in self._inlets.values():
             inlet.close()
         for outlet in self._outlets.values():
             outlet.release()
         if self._body is not None:
             self._body.close()
+            if self._body.group.remove():
+                script.clear(self.pid)
+
+
+def _begin_of_end(code, signal):
+    """Return the first fields of EXITED's object. An emulated guest writes it sooner than an encoder does."""
+    return f'{{"code":{_json(code)},"signal":{_json(signal)}'
+
+
+def _json(value):
+    if value is None:
+        return "null"
+    if isinstance(value, int):
+        return value
+    import json  # noqa: PLC0415 - a good end needs none
+
+    return json.dumps(value)
 
 
 class AnswerOutlet(Outlet):

@@ -1,13 +1,15 @@
 """The two directions of a pipe between the channel and a program, each with its credit."""
 
-import array
 import fcntl
 import os
-import selectors
+import struct
 import termios
 
 import wire
+from poller import READ, WRITE
 
+_COUNT = struct.Struct("i")
+_NO_COUNT = bytes(_COUNT.size)
 _TERMINAL_BYTES = 128 * 1024  # more than the kernel holds of what was written to a terminal and not yet read
 
 
@@ -29,9 +31,15 @@ class Outlet:
         if wanted != self._watched and self._fd is not None:
             self._watched = wanted
             if wanted:
-                self._agent.selector.register(self._fd, selectors.EVENT_READ, self.move)
+                self._agent.poller.add(self._fd, READ, self.on_readable)
             else:
-                self._agent.selector.unregister(self._fd)
+                self._agent.poller.drop(self._fd)
+
+    def on_readable(self, _events):
+        if self._execution.id is None:  # whatever that is, no request has asked for it
+            self.watch(False)
+        else:
+            self.move()
 
     def grant(self, count):
         self._credit += count
@@ -45,12 +53,12 @@ class Outlet:
         A terminal does not count what is still on its way through the kernel; but a read waits for that, so the first
         one that finds nothing ends it.
         """
-        count = array.array("i", [0])
-        if self._fd is not None and self._is_terminal:
-            count[0] = _TERMINAL_BYTES
-        elif self._fd is not None:
-            fcntl.ioctl(self._fd, termios.FIONREAD, count)
-        self.left = count[0]
+        if self._fd is None:
+            self.left = 0
+        elif self._is_terminal:
+            self.left = _TERMINAL_BYTES
+        else:
+            self.left = _COUNT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, _NO_COUNT))[0]
 
     def move(self):
         """Forward what is there, as far as credit and channel go."""
@@ -86,7 +94,7 @@ class Outlet:
         """Give the pipe up. What background programs still write to it goes nowhere."""
         if self._fd is not None:
             self.watch(False)
-            Drain(self._agent.selector, self._fd)
+            Drain(self._agent.poller, self._fd)
             self._fd = None
 
     def _close(self):
@@ -174,20 +182,23 @@ class Inlet:
         if wanted != self._watched and self._fd is not None:
             self._watched = wanted
             if wanted:
-                self._agent.selector.register(self._fd, selectors.EVENT_WRITE, self.move)
+                self._agent.poller.add(self._fd, WRITE, self.on_writable)
             else:
-                self._agent.selector.unregister(self._fd)
+                self._agent.poller.drop(self._fd)
+
+    def on_writable(self, _events):
+        self.move()
 
 
 class Drain:
     """Reads and forgets what is left in a pipe, until its last writer closes it."""
 
-    def __init__(self, selector, fd):
-        self._selector = selector
+    def __init__(self, poller, fd):
+        self._poller = poller
         self._fd = fd
-        selector.register(fd, selectors.EVENT_READ, self)
+        poller.add(fd, READ, self)
 
-    def __call__(self):
+    def __call__(self, _events):
         try:
             if os.read(self._fd, 64 * 1024):
                 return
@@ -195,5 +206,5 @@ class Drain:
             return
         except OSError:
             pass
-        self._selector.unregister(self._fd)
+        self._poller.drop(self._fd)
         os.close(self._fd)

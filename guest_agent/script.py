@@ -21,7 +21,9 @@ def make_room():
         os.mkdir(directory, mode=0o755)
     except FileExistsError:  # an earlier process had this pid
         pass
-    return os.open(f"{directory}/{_NAME}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    room = os.open(f"{directory}/{_NAME}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    os.write(room, b"\n")  # the file has its first page now
+    return room
 
 
 def place(room, name, data):
@@ -30,8 +32,11 @@ def place(room, name, data):
     path = f"{directory}/{os.path.basename(name) or _NAME}"
     if name != _NAME:
         os.rename(f"{directory}/{_NAME}", path)
-    while data:
-        data = data[os.write(room, data) :]
+    if not data:
+        os.ftruncate(room, 0)
+    written = 0
+    while written < len(data):
+        written += os.pwrite(room, data[written:], written)
     os.close(room)
     return path
 

@@ -14,7 +14,6 @@ a program that says little costs no window frames at all.
 from __future__ import annotations
 
 import struct
-from _blake2 import blake2b  # `hashlib` loads OpenSSL, which a guest that boots has no use for
 from collections import namedtuple
 from enum import IntEnum
 from functools import cache
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
     from json import JSONDecoder
     from typing import Any, NamedTuple
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PORT_NAME = "io.sandbox.agent.0"
 WINDOW_BYTES = 256 * 1024
 CHUNK_BYTES = 64 * 1024
 GRANT_BYTES = WINDOW_BYTES // 4
 
 ENTROPY_BYTES = 64
-PROOF_BYTES = 32
+NONCE_BYTES = 16
 HOSTNAME_BYTES = 63
 
 _HEADER = struct.Struct("!IIIB")
@@ -40,10 +39,11 @@ HEADER_BYTES = _HEADER.size
 _WINDOW = struct.Struct("!BI")
 _PAIR = struct.Struct("!HH")
 _PID = struct.Struct("!I")
-HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ32s36s{HOSTNAME_BYTES}s")
-"""Entropy, wall clock in ns, machine id, boot id, hostname padded with NUL."""
-READY = struct.Struct(f"!{PROOF_BYTES}sQHH")
-"""Proof, the guest's wall clock in ns, protocol version, agent version."""
+_NAMES = f"32s36s{HOSTNAME_BYTES}s"
+HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ{NONCE_BYTES}s{_NAMES}")
+"""Entropy, wall clock in ns, a nonce, machine id, boot id, hostname padded with NUL."""
+READY = struct.Struct(f"!QHH{NONCE_BYTES}s{_NAMES}")
+"""The guest's wall clock in ns, protocol version, agent version, HELLO's nonce, and the three names in force."""
 HELLO_FRAME, READY_FRAME = (struct.Struct(_HEADER.format + body.format[1:]) for body in (HELLO, READY))
 
 
@@ -184,18 +184,15 @@ def decode_pid(payload: bytes) -> int:
     return number
 
 
-def proof(entropy: bytes, hostname: bytes, machine_id: bytes, boot_id: bytes) -> bytes:
-    """Return what only one who has the entropy and knows the names in force can compute."""
-    names = b"\n".join((hostname, machine_id, boot_id))
-    return blake2b(names, key=entropy, digest_size=PROOF_BYTES).digest()
-
-
 def decode_json(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in `payload`; raise `FrameError` for anything else."""
     try:
-        message = _json().decode(payload.decode())
+        text = payload.decode()
+        message, end = _json().raw_decode(text)  # `decode` looks for white space besides, by regular expressions
     except (ValueError, RecursionError, MemoryError) as error:
         raise FrameError(f"the payload is not JSON: {error}") from None
+    if end != len(text):
+        raise FrameError(f"the payload goes on after its JSON, at character {end}")
     if not isinstance(message, dict):
         raise FrameError(f"the payload is a JSON {type(message).__name__}, not an object")
     return message
@@ -232,22 +229,32 @@ class Decoder:
         Raise `FrameError` as soon as a header names an unknown kind or a length over the limit of its kind: before
         the payload has arrived, so a liar costs no memory.
         """
-        self._buffer += data
         frames: list[Frame] = []
-        start, size = 0, len(self._buffer)
+        if not self._buffer:  # as almost always: nothing is copied but payloads
+            start = self._take(data, frames)
+            if start < len(data):
+                self._buffer += data[start:]
+            return frames
+        self._buffer += data
         with memoryview(self._buffer) as view:  # so that a payload is copied once
-            while size - start >= HEADER_BYTES:
-                length, epoch, ident, kind = _HEADER.unpack_from(view, start)
-                limit = self._limits.get(kind)
-                if limit is None:
-                    raise FrameError(f"frame kind {kind} is unknown or not for this direction")
-                if length > limit:
-                    raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
-                end = start + HEADER_BYTES + length
-                if size < end:
-                    break
-                frames.append(Frame(_KINDS[kind], epoch, ident, bytes(view[start + HEADER_BYTES : end])))
-                start = end
+            start = self._take(view, frames)
         if start:
             del self._buffer[:start]
         return frames
+
+    def _take(self, data: bytes | memoryview, frames: list[Frame]) -> int:
+        """Append the frames that are whole; return where the rest begins."""
+        start, size = 0, len(data)
+        while size - start >= HEADER_BYTES:
+            length, epoch, ident, kind = _HEADER.unpack_from(data, start)
+            limit = self._limits.get(kind)
+            if limit is None:
+                raise FrameError(f"frame kind {kind} is unknown or not for this direction")
+            if length > limit:
+                raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
+            end = start + HEADER_BYTES + length
+            if size < end:
+                break
+            frames.append(Frame(_KINDS[kind], epoch, ident, bytes(data[start + HEADER_BYTES : end])))
+            start = end
+        return start

@@ -26,12 +26,11 @@ from sandbox.wire import (
     Frame,
     Kind,
     encode,
-    proof,
     window,
 )
 from sandbox.wire import HOST_LIMITS as FROM_HOST
 
-END = json.dumps({"code": 0, "signal": None, "wall_s": 0.1}).encode()
+END = json.dumps({"code": 0, "signal": None, "cpu_us": 100}).encode()
 
 
 class Guest:
@@ -59,10 +58,11 @@ class Guest:
         while True:
             await self.be_ready()
 
-    async def be_ready(self, *, protocol: int = PROTOCOL_VERSION, spoil: bool = False, late_ns: int = 0) -> None:
-        entropy, clock, machine_id, boot_id, hostname = HELLO.unpack((await self.receive()).payload)
-        answer = proof(entropy, hostname.rstrip(b"\0"), machine_id, boot_id)
-        self.send(Kind.READY, 0, READY.pack(bytes(32) if spoil else answer, clock - late_ns, protocol, 1))
+    async def be_ready(self, *, protocol: int = PROTOCOL_VERSION, spoil: int | None = None, late_ns: int = 0) -> None:
+        _, clock, *proof = HELLO.unpack((await self.receive()).payload)
+        if spoil is not None:
+            proof[spoil] = b"another"
+        self.send(Kind.READY, 0, READY.pack(clock - late_ns, protocol, 1, *proof))
 
 
 @pytest.fixture
@@ -90,7 +90,11 @@ async def test_handshake_confirms_identity(pair: tuple[GuestClient, Guest]) -> N
 
 @pytest.mark.parametrize(
     ("lie", "said"),
-    [({"spoil": True}, "did not confirm"), ({"protocol": 999}, "protocol 999"), ({"late_ns": 3600 * 10**9}, "clock")],
+    [
+        *(({"spoil": field}, "did not confirm") for field in range(4)),  # nonce, machine id, boot id, hostname
+        ({"protocol": 999}, "protocol 999"),
+        ({"late_ns": 3600 * 10**9}, "clock"),
+    ],
 )
 async def test_unproven_identity_is_fatal(pair: tuple[GuestClient, Guest], lie: dict[str, int], said: str) -> None:
     """No proof, another protocol or a clock that stays wrong: the machine is not used."""
@@ -99,7 +103,7 @@ async def test_unproven_identity_is_fatal(pair: tuple[GuestClient, Guest], lie: 
 
         async def answer_every_time() -> None:
             while True:
-                await guest.be_ready(**lie)  # type: ignore[arg-type]
+                await guest.be_ready(**lie)
 
         group.start_soon(answer_every_time)
         with pytest.raises(ProtocolError, match=said):
@@ -140,12 +144,12 @@ async def _refused(client: GuestClient) -> None:
         (Kind.READY, 0, bytes(READY.size), 0),  # not asked for
         (Kind.QUIESCED, 0, b"", 0),
         (Kind.EXITED, 1, b"{}", 0),
-        (Kind.EXITED, 1, b'{"code": 0, "signal": 9, "wall_s": 1}', 0),  # both
-        (Kind.EXITED, 1, b'{"code": null, "signal": null, "wall_s": 1}', 0),  # neither
-        (Kind.EXITED, 1, b'{"code": "0", "signal": null, "wall_s": 1}', 0),  # of the wrong type
-        (Kind.EXITED, 1, b'{"code": 1e999, "signal": null, "wall_s": 1}', 0),
-        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": NaN}', 0),
-        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "wall_s": 1, "host_path": "/etc"}', 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": 9, "cpu_us": 1}', 0),  # both
+        (Kind.EXITED, 1, b'{"code": null, "signal": null, "cpu_us": 1}', 0),  # neither
+        (Kind.EXITED, 1, b'{"code": "0", "signal": null, "cpu_us": 1}', 0),  # of the wrong type
+        (Kind.EXITED, 1, b'{"code": 1e999, "signal": null, "cpu_us": 1}', 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "cpu_us": NaN}', 0),
+        (Kind.EXITED, 1, b'{"code": 0, "signal": null, "cpu_us": 1, "host_path": "/etc"}', 0),
         (Kind.EXITED, 1, b"[" * 60_000, 0),
         (Kind.WINDOW_IN, 1, window(Kind.STDIN, 1), 0),  # credit that was never spent: any is too much
         (Kind.WINDOW_IN, 1, window(Kind.OUT, 1), 0),  # of a stream that flows the other way

@@ -17,14 +17,14 @@ from sandbox.guest.ending import LOST, SIGNAL_MAX, End, certify, outcome_of_lost
 from sandbox.result import Outcome
 from sandbox.wire import FrameError, decode_json
 
-_HONEST: dict[str, Any] = {"code": 0, "signal": None, "wall_s": 1.0}
+_HONEST: dict[str, Any] = {"code": 0, "signal": None, "cpu_us": 1}
 _EVIDENCE: dict[str, Any] = {"forks_refused": 0, "disk_free_bytes": 2**30, "files_free": 1000}
 _COUNTS = st.integers(0, 2**64 - 1)
 _ENDS = st.builds(
     End,
     code=st.integers(0, 255),
     signal=st.none(),
-    wall_s=st.floats(0, 1e9),
+    cpu_us=st.integers(0, 10**15),
     oom_kills=_COUNTS,
     peak_memory_bytes=st.none() | _COUNTS,
     evidence=st.none()
@@ -36,7 +36,7 @@ _ENDS = st.builds(
             "kernel_log": st.text(max_size=1000),
         }
     ),
-) | st.builds(End, code=st.none(), signal=st.integers(1, SIGNAL_MAX), wall_s=st.floats(0, 1e9), oom_kills=_COUNTS)
+) | st.builds(End, code=st.none(), signal=st.integers(1, SIGNAL_MAX), cpu_us=st.integers(0, 10**15), oom_kills=_COUNTS)
 
 
 def _parse(payload: bytes) -> End:
@@ -53,11 +53,11 @@ def _parse(payload: bytes) -> End:
         {"code": 0.0},
         {"signal": 0},
         {"signal": SIGNAL_MAX + 1},
-        {"wall_s": -1},
-        {"wall_s": None},
-        {"wall_s": 1e999},
-        {"cpu_s": 1e999},
-        {"cpu_s": float("nan")},
+        {"cpu_us": -1},
+        {"cpu_us": 1.0},
+        {"cpu_us": 10**16},
+        {"cpu_us": 1e999},
+        {"cpu_us": float("nan")},
         {"peak_memory_bytes": 2**64},
         {"peak_memory_bytes": 10**4000},
         {"oom_kills": -1},
@@ -76,9 +76,9 @@ def test_absurd_end_is_refused(change: dict[str, Any]) -> None:
         _parse(json.dumps(_HONEST | change).encode())
     assert _parse(json.dumps(_HONEST).encode()).code == 0
     with pytest.raises(FrameError):
-        _parse(b'{"code":0,"code":1,"signal":null,"wall_s":1}')
+        _parse(b'{"code":0,"code":1,"signal":null,"cpu_us":1}')
     with pytest.raises(ValidationError):
-        _parse(b'{"code":0,"signal":null,"wall_s":1e999}')
+        _parse(b'{"code":0,"signal":null,"cpu_us":1e999}')
 
 
 @given(_ENDS, st.none() | st.sampled_from(list(Cause)), st.floats(0, 1e6))

@@ -35,7 +35,7 @@ from tests.fuzz.channel import Channel
 FRAMES = int(os.environ.get("SANDBOX_HOSTILE_FRAMES", "200000"))
 SEED = int(os.environ.get("SANDBOX_SEED", "20250721"))
 GROWTH_BYTES = 16 * 1024 * 1024
-END: dict[str, Any] = {"code": 0, "signal": None, "wall_s": 0.1}
+END: dict[str, Any] = {"code": 0, "signal": None, "cpu_us": 100}
 _WRONG: list[Any] = ["0", [], {}, "\ud800", -1, 10**30, True, {"a": [{}]}]
 NUMBERS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
 
@@ -53,15 +53,15 @@ def _bad_json(chance: random.Random) -> bytes:
             b"[" * 60_000 if chance.random() < 0.05 else b"[" * 1200,
             b'{"a":' * chance.choice([1000, 9000]) if chance.random() < 0.2 else b'{"code":0',
             b"9" * 60_000 if chance.random() < 0.1 else b"9" * 5000,
-            b'{"code":0,"code":0,"signal":null,"wall_s":1}',
-            b'{"code":0,"signal":null,"wall_s":NaN}',
-            b'{"code":0,"signal":null,"wall_s":-Infinity}',
-            b'{"code":0,"signal":null,"wall_s":1e999}',
-            b'{"code":' + b"1" * chance.randrange(4, 6000) + b',"signal":null,"wall_s":1}',
-            b'{"code":0,"signal":null,"wall_s":1,"\\ud800":1}',
-            b'{"code":0,"signal":null,"wall_s":1,"evidence":{"kernel_log":"\\udfff"}}',
+            b'{"code":0,"code":0,"signal":null,"cpu_us":1}',
+            b'{"code":0,"signal":null,"cpu_us":NaN}',
+            b'{"code":0,"signal":null,"cpu_us":-Infinity}',
+            b'{"code":0,"signal":null,"cpu_us":1e999}',
+            b'{"code":' + b"1" * chance.randrange(4, 6000) + b',"signal":null,"cpu_us":1}',
+            b'{"code":0,"signal":null,"cpu_us":1,"\\ud800":1}',
+            b'{"code":0,"signal":null,"cpu_us":1,"evidence":{"kernel_log":"\\udfff"}}',
             *(
-                json.dumps(END | {chance.choice([*END, "cpu_s", "oom_kills", "evidence"]): wrong}).encode()
+                json.dumps(END | {chance.choice([*END, "cpu_us", "oom_kills", "evidence"]): wrong}).encode()
                 for wrong in _WRONG
             ),
             json.dumps({key: END[key] for key in END if key != chance.choice([*END])} | {"signal": 9}).encode(),

@@ -99,7 +99,7 @@ class ExecutionMachine(RuleBasedStateMachine):
     @rule(code=st.integers(0, 255) | st.none())
     def end(self, code: int | None) -> None:
         honest = self.verdict is None
-        fields = {"code": code, "signal": 9 if code is None else None, "wall_s": 1.0}
+        fields = {"code": code, "signal": 9 if code is None else None, "cpu_us": 1}
         self.say(Kind.EXITED, json.dumps(fields).encode(), is_honest=honest)
         if honest:
             self.verdict = Outcome.EXITED if code is not None else Outcome.SIGNALED

@@ -30,7 +30,7 @@ from tests.fakes.virtual_time import VirtualTimeLoop
 from tests.fuzz.channel import Channel
 
 T = TypeVar("T")
-END: dict[str, Any] = {"code": 0, "signal": None, "wall_s": 0.1}
+END: dict[str, Any] = {"code": 0, "signal": None, "cpu_us": 100}
 
 
 def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:

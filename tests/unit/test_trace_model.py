@@ -252,4 +252,4 @@ def test_stamps_that_no_agent_could_send_are_refused(stamps: bytes) -> None:
 
 
 def _end(stamps: bytes) -> bytes:
-    return b'{"code": 0, "signal": null, "wall_s": 1.0, "stamps": ' + stamps + b"}"
+    return b'{"code": 0, "signal": null, "cpu_us": 1, "stamps": ' + stamps + b"}"

@@ -12,7 +12,7 @@ from sandbox.result import Outcome
 
 SIGNAL_MAX = 64
 _COUNT_MAX = 2**64 - 1
-_SECONDS_MAX = 1e9
+_MICROSECONDS_MAX = 10**15
 _FULL_BYTES = 64 * 1024
 _OOM_STATUS = 128 + signal.SIGKILL
 
@@ -56,12 +56,16 @@ class End(BaseModel):
 
     code: int | None = Field(ge=0, le=255)
     signal: int | None = Field(ge=1, le=SIGNAL_MAX)
-    wall_s: float = Field(ge=0, le=_SECONDS_MAX)
-    cpu_s: float | None = Field(default=None, ge=0, le=_SECONDS_MAX)
+    cpu_us: int | None = Field(default=None, ge=0, le=_MICROSECONDS_MAX)
     peak_memory_bytes: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
     oom_kills: int = Field(default=0, ge=0, le=_COUNT_MAX)
     evidence: Evidence | None = None
     stamps: Stamps | None = None
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """Processor time, in whole numbers on the way: digits of a fraction are long work for an emulated guest."""
+        return None if self.cpu_us is None else self.cpu_us / 1e6
 
 
 _OUTCOMES = {

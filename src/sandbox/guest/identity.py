@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sandbox.errors import ProtocolError
-from sandbox.wire import ENTROPY_BYTES, HELLO, PROTOCOL_VERSION, READY, proof
+from sandbox.wire import ENTROPY_BYTES, HELLO, NONCE_BYTES, PROTOCOL_VERSION, READY
 
 GOOD_CLOCK_ERROR = 0.05
 MAX_CLOCK_ERROR = 0.5
@@ -20,10 +20,13 @@ MAX_CLOCK_ERROR = 0.5
 class Ready(NamedTuple):
     """The guest's answer to HELLO."""
 
-    proof: bytes
     clock_ns: int
     protocol: int
     agent: int
+    nonce: bytes
+    machine_id: bytes
+    boot_id: bytes
+    hostname: bytes
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Identity:
     hostname: str
     epoch: int = field(default_factory=lambda: secrets.randbits(32))
     entropy: bytes = field(default_factory=lambda: secrets.token_bytes(ENTROPY_BYTES), repr=False)
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(NONCE_BYTES), repr=False)
     machine_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     boot_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def hello(self, ahead: float = 0.0) -> bytes:
         """Return the message to the guest, for it to take effect `ahead` seconds from now: send it now."""
-        return HELLO.pack(self.entropy, time.time_ns() + int(ahead * 1e9), *self._names[1:], self._names[0])
+        return HELLO.pack(self.entropy, time.time_ns() + int(ahead * 1e9), self.nonce, *self._names)
 
     def verify(self, payload: bytes) -> Ready:
         """Return the guest's answer; raise `ProtocolError` unless it proves that identity and entropy are in force."""
@@ -49,13 +53,14 @@ class Identity:
             raise ProtocolError(
                 f"the guest speaks protocol {ready.protocol}, this library {PROTOCOL_VERSION}; rebuild its image"
             )
-        if not secrets.compare_digest(ready.proof, proof(self.entropy, *self._names)):
+        in_force = ready.machine_id, ready.boot_id, ready.hostname.rstrip(b"\0")
+        if ready.nonce != self.nonce or in_force != self._names:
             raise ProtocolError("the guest did not confirm its new identity and randomness; it is not used")
         return ready
 
     @property
     def _names(self) -> tuple[bytes, bytes, bytes]:
-        return self.hostname.encode(), self.machine_id.encode(), self.boot_id.encode()
+        return self.machine_id.encode(), self.boot_id.encode(), self.hostname.encode()
 
 
 Origin = Literal["boot", "restore", "hit"]

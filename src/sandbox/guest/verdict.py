@@ -53,7 +53,7 @@ class Ending:
             "cause": certificate.cause.value if certificate is not None else None,
             "exit_code": end.code if end is not None else None,
             "signal": end.signal if end is not None else None,
-            "cpu_seconds": end.cpu_s if end is not None else None,
+            "cpu_seconds": end.cpu_seconds if end is not None else None,
             "output_bytes": written,
         }
 
@@ -72,7 +72,7 @@ class Ending:
             stdout_bytes=out.total,
             stderr_bytes=err.total,
             duration=self.duration,
-            cpu_seconds=end.cpu_s if end is not None else None,
+            cpu_seconds=end.cpu_seconds if end is not None else None,
             peak_memory_bytes=end.peak_memory_bytes if end is not None else None,
             vm=vm,
             id=ident,
