@@ -22,6 +22,7 @@ from unwind import Unwind
 from wire import Kind
 
 AGENT_VERSION = 3
+_PATIENCE = 0.1  # for what the host may have to say when it has heard from a guest that has just booted
 _REAPED_AT_ONCE = 500  # then the host is heard again, however fast processes die
 
 
@@ -51,7 +52,9 @@ class Agent:
             if self.epoch is None:
                 self.meet()
                 continue
-            self.poller.serve(0 if self._dead_are_left else -1)
+            patience = 0 if self._dead_are_left else _PATIENCE if self._programs is None else -1
+            if not self.poller.serve(patience) and self._programs is None:
+                self._load()
             if self._dead_are_left:
                 self.reap()
             self.channel.flush()
@@ -78,7 +81,6 @@ class Agent:
             )
         )
         self.identity.settle()
-        self._load()
 
     def handle(self, frame):
         if frame.kind is Kind.HELLO:
@@ -120,7 +122,10 @@ class Agent:
         self._load().Execution(self).start(ident, request)
 
     def _load(self):
-        """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first."""
+        """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first.
+
+        It may also have to say HELLO once more, because a boot took longer than it thought.
+        """
         if self._programs is None:
             import execution  # noqa: PLC0415 - see above
 

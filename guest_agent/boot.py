@@ -9,12 +9,12 @@ import struct
 
 import cgroup
 import identity
-import script
 import wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 OPEN_FILES = 65536
+SCRIPTS = "/run/scripts"
 _HIGH = 64
 proc = -1
 """The directory /proc, which stays within reach when root in the guest mounts something over it."""
@@ -36,7 +36,7 @@ def mount_everything():
     cgroup.prepare()
     cgroup.restock()
     os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
-    os.mkdir(script.SCRIPTS, mode=0o755)
+    os.mkdir(SCRIPTS, mode=0o755)
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")

@@ -26,8 +26,13 @@ class Poller:
         self._epoll.unregister(fd)
 
     def serve(self, timeout):
-        """Wait until something is there, at most `timeout` seconds (-1: without end), and call who is concerned."""
-        for fd, events in self._epoll.poll(timeout):
+        """Wait until something is there, at most `timeout` seconds (-1: without end), and call who is concerned.
+
+        Return whether there was something.
+        """
+        there = self._epoll.poll(timeout)
+        for fd, events in there:
             call = self._calls.get(fd)
             if call is not None:  # else somebody called before has dropped it
                 call(events)
+        return bool(there)

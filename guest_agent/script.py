@@ -9,7 +9,8 @@ import threading
 import traceback
 import types
 
-SCRIPTS = "/run/scripts"
+from boot import SCRIPTS
+
 _NAME = "script.py"
 _opened = None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import ImageError
-from sandbox.image.kernel import builtin_modules, decompress, load_order, module_files, vmlinux
+from sandbox.image.kernel import builtin_modules, decompress, load_order, module_files, unsigned, vmlinux
 
 ELF = b"\x7fELF" + bytes(range(256)) * 40
 
@@ -52,6 +52,14 @@ def test_anything_else_is_refused(image: bytes) -> None:
     """Short, foreign, ancient, or holding something else."""
     with pytest.raises(ImageError):
         vmlinux(image)
+
+
+def test_a_signature_is_taken_off() -> None:
+    """As the kernel finds it: behind the module, with its length before the mark; a module without one stays whole."""
+    signature = bytes(range(200))
+    mark = b"~Module signature appended~\n"
+    assert unsigned(ELF + signature + bytes(8) + len(signature).to_bytes(4, "big") + mark) == ELF
+    assert unsigned(ELF) == ELF
 
 
 @pytest.mark.parametrize("data", [zstd(ELF)[:-9], lzma.compress(ELF)[:-9], gzip.compress(ELF)[:-9]])

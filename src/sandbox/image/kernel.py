@@ -19,6 +19,10 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
 )
 
 
+_SIGNED = b"~Module signature appended~\n"
+_SIGNATURE_BYTES = 12
+
+
 def vmlinux(bzimage: bytes) -> bytes:
     """Return the ELF image inside a bzImage; QEMU starts it directly, without the decompressor's half second.
 
@@ -54,6 +58,19 @@ def decompress(data: bytes) -> bytes:
     if kind is None:
         raise ImageError(f"unknown compression, starting {data[:6].hex()}: expected zstd, xz, gzip or plain ELF")
     return data
+
+
+def unsigned(module: bytes) -> bytes:
+    """Return an unpacked module without its signature, whose verification costs each boot time.
+
+    A guest's modules are vouched for by the image's digest. The format is that of the kernel's `module_signature.h`:
+    the signature, twelve bytes about it that end with its length, and a mark.
+    """
+    if not module.endswith(_SIGNED):
+        return module
+    end = len(module) - len(_SIGNED)
+    length = int.from_bytes(module[end - 4 : end], "big")
+    return module[: end - _SIGNATURE_BYTES - length]
 
 
 def modinfo(module: bytes, key: str) -> list[str]:

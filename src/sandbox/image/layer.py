@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sandbox.errors import ImageError
-from sandbox.image.kernel import builtin_modules, decompress, load_order, module_files, vmlinux
+from sandbox.image.kernel import builtin_modules, decompress, load_order, module_files, unsigned, vmlinux
 from sandbox.image.manifest import FileName, FileRecord, PackageRecord, canonical_json, digest_of
 from sandbox.image.recipe import Recipe
 from sandbox.image.rootfs import KERNEL_PACKAGE, ROOT, build_rootfs
@@ -18,7 +18,7 @@ from sandbox.image.wheels import pack_wheels
 from sandbox.paths import resource
 from sandbox.setup.sources import Release, Source, debian_sources, with_backports
 
-FORMAT = 1
+FORMAT = 2
 ARCH = "amd64"
 KERNEL = "vmlinux"
 RECORD = "layer.json"
@@ -109,7 +109,7 @@ def unpack_kernel(package: Path, work: Path, target: Path) -> tuple[str, list[st
     order = load_order(MODULES, module, builtin_modules(tree))
     (target / KERNEL).write_bytes(vmlinux(images[0].read_bytes()))
     for name in order:
-        (target / f"{name}.ko").write_bytes(module(name))
+        (target / f"{name}.ko").write_bytes(unsigned(module(name)))
     return version, order
 
 
