@@ -183,4 +183,4 @@ def _surroundings(template: Template, load: float) -> dict[str, object]:
     is_busy = load > _BUSY * (os.cpu_count() or 1)
     if is_busy:
         complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
-    return environment(template) | {"load_before": load, "is_busy": is_busy}
+    return environment(template.host, template.spec) | {"load_before": load, "is_busy": is_busy}

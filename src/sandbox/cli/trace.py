@@ -77,7 +77,8 @@ async def _traced(what: str, command: Command, config: TemplateConfig, trace: Tr
     try:
         with recording() as recorder, stage(f"sandbox {what}"):
             status = await command()
-        facts = environment(await Template.ensure(config))
+        template = await Template.ensure(config)
+        facts = environment(template.host, template.spec)
     except BaseException:
         if recorder is not None:
             try:
