@@ -170,12 +170,16 @@ class Agent:
             pass
 
 
-def main():
+def main(told):
+    """Be the guest's init. `told` is called with each stage of the boot that has ended."""
     become = None
     try:
+        told("import")
         boot.mount_everything()
         boot.protect_self()
-        Agent(boot.open_port()).serve()
+        agent = Agent(boot.open_port())
+        told("agent")
+        agent.serve()
     except Unwind as request:  # only in a forked child
         become = request
     except Exception:
