@@ -74,12 +74,7 @@ class Agent:
         if kind != Kind.HELLO or length != wire.HELLO.size:
             raise wire.FrameError(f"a frame of kind {kind} reached a machine without identity")
         self.epoch = epoch
-        self.channel.write(
-            wire.READY_FRAME.pack(
-                *(wire.READY.size, epoch, 0, Kind.READY),
-                *self.become(told),
-            )
-        )
+        self.channel.write(wire.READY_FRAME.pack(wire.READY.size, epoch, 0, Kind.READY, *self.become(told)))
         self.identity.settle()
 
     def handle(self, frame):
@@ -180,12 +175,16 @@ class Agent:
         self._dead_are_left = True
 
 
-def main():
+def main(told):
+    """Be the guest's init. `told` is called with each stage of the boot that has ended."""
     become = None
     try:
+        told("import")
         boot.mount_everything()
         boot.protect_self()
-        Agent(boot.open_port()).serve()
+        agent = Agent(boot.open_port())
+        told("agent")
+        agent.serve()
     except Unwind as request:  # only in a forked child
         become = request
     except Exception:

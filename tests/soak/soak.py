@@ -31,7 +31,7 @@ CONFIG = PoolConfig(min_size=3, max_size=7, running_ready=2, priority_seconds=1.
 
 async def soak(evidence: Evidence, path: Path | None, template: Template) -> None:
     """Run the cycles that are missing; keep `evidence` up to date, and `path` after every batch."""
-    described = await asyncio.to_thread(environment, template)
+    described = await asyncio.to_thread(environment, template.host, template.spec)
     process = Process(described)
     evidence.processes.append(process)
     started, lag, victims = time.monotonic(), Lag(), Victims()

@@ -16,8 +16,10 @@ from sandbox.bench.run import Run
 from sandbox.bench.scaling import METRICS
 from sandbox.bench.suite import FIGURES
 from sandbox.bench.targets import AMONG_LIVE, PENDING, TARGETS, judge
+from sandbox.bench.traces import TRACES, explaining
 from sandbox.cli.bench import _wanted
 from sandbox.errors import ConfigError
+from sandbox.trace.span import Span
 
 
 def _figure(ident: str, *samples: float, unit: str = "seconds", raw: tuple[float, ...] = ()) -> Figure:
@@ -112,6 +114,49 @@ def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
     assert text.count("<svg") == 2
     for pending in PENDING:
         assert f"<td>{pending}<td>" in text
+
+
+def test_traces_of_a_run_are_kept_and_drawn_again_alike(tmp_path: Path) -> None:
+    """Whoever reads the document draws the same picture; nothing in a name is markup, and short stages share a line."""
+    spans = [Span("boot", 7.0, 9.0), Span("<kernel>", 7.5, 8.5, "boot")]
+    spans += [Span(f"line {index}", 7.5 + index / 10, 7.5 + index / 10 + 1e-4, "boot") for index in range(1, 4)]
+    measured = Run({}, {}, {}, traces={"cold boot": spans})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(measured.as_dict()))
+    text = html(Run.load(path))
+    assert text == html(measured)
+    assert text.count("<rect") == len(spans)
+    assert "&lt;kernel&gt;" in text
+    assert "3 short stages" in text
+    assert "Where the time goes" not in html(_run([]))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        '{"a": [{"name": "x", "track": "moon", "begin": 0, "end": 1}]}',
+        '{"a": [{"name": "x", "track": "host", "begin": 1, "end": 0}]}',
+        '{"a": [{"name": "x", "track": "host", "begin": 0, "end": NaN}]}',
+        '{"a": [{"name": "x", "track": ["host"], "begin": 0, "end": 1}]}',
+        '{"a": [{}]}',
+        '{"a": 1}',
+        "[]",
+    ],
+)
+def test_document_with_traces_that_are_none_is_refused(tmp_path: Path, records: str) -> None:
+    """A span has a known track and an end that is not before its begin."""
+    path = tmp_path / "run.json"
+    path.write_text(f'{{"environment": {{}}, "pending": {{}}, "figures": [], "traces": {records}}}')
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        Run.load(path)
+
+
+def test_each_trace_explains_figures_that_there_are() -> None:
+    """It is taken when one of them was measured, and not for the point of a curve."""
+    assert {ident for trace in TRACES.values() for ident in trace.figures} <= set(FIGURES)
+    assert explaining(["A1", "S3"]) == ["restore"]
+    assert explaining(["A3"]) == explaining(["S4"]) == ["restore and first command"]
+    assert explaining(["S3@5", "A1"]) == []
 
 
 def test_points_of_a_curve_are_drawn_as_one_picture() -> None:

@@ -191,6 +191,30 @@ def test_page_is_whole_and_says_names_as_text() -> None:
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
+def test_names_of_a_drawing_end_before_their_lengths() -> None:
+    """A long name, of however deep a stage, is cut; the whole of it can be read when it is pointed at."""
+    spans = [Span("a name that fits", 0.0, 20.0), *(Span("x" * 200, 0.0, 9.0 - depth) for depth in range(8))]
+    drawing = ET.fromstring(svg(rows(spans, 0.0)))
+    names = [text for text in drawing.findall(".//{*}text") if text.find("{*}title") is not None]
+    assert names[0].text == "a name that fits"
+    for name in names[1:]:
+        assert name.text is not None
+        assert name.text.endswith("x…")
+        assert float(name.attrib["x"]) + 7 * len(name.text) <= 460 - 24 - 60
+        assert name.findtext("{*}title") == "x" * 200
+
+
+@pytest.mark.parametrize("length", [1e-6, 0.0123, 0.99, 1.0, 3.958, 120.0])
+def test_scale_of_a_drawing_has_round_marks(length: float) -> None:
+    """A few of them from 0 on, at equal distances, none beyond the last stage's end."""
+    drawing = ET.fromstring(svg(rows([Span("s", 5.0, 5.0 + length)], 0.0)))
+    marks = [float(text.text or "") for text in drawing.findall(".//{*}text[@class='scale']")]
+    assert marks[0] == 0.0
+    assert 5 <= len(marks) <= 11
+    assert marks[-1] <= length * 1000 * 1.001
+    assert str(marks[1]).strip("0.e-")[0] in "125"
+
+
 async def test_stages_are_recorded_only_in_the_context_of_a_trace() -> None:
     """Worker threads and tasks that are started within it belong to it; nothing before, after or beside it does."""
     begun, over = asyncio.Event(), asyncio.Event()

@@ -7,13 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.to_thread import run_sync
 
+from sandbox.bench.suite import Suite
+from sandbox.bench.traces import TRACES, Explanation, take_traces
+from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig
 from sandbox.hypervisor.admission import Admission
+from sandbox.image.store import ImageStore
+from sandbox.template.template import Template
 
 pytestmark = pytest.mark.usefixtures("built")
 SANDBOX = [sys.executable, "-m", "sandbox"]
@@ -84,6 +91,36 @@ def test_other_ways_to_run_code_are_compared_in_the_same_run() -> None:
     has_note = any(note.startswith("bubblewrap: left out") for note in document["notes"])
     assert ("P6" in figures) != has_note
     assert shutil.which("bwrap") is not None or has_note
+
+
+def test_report_shows_where_the_time_of_a_figure_goes(tmp_path: Path) -> None:
+    """One restore stage by stage, drawn from the document as from the run; figures without a report have no trace."""
+    report, again, recorded = tmp_path / "report.html", tmp_path / "again.html", tmp_path / "run.json"
+    status, document, said = bench("--only", "S3", "-n", "2", "--html", str(report))
+    assert (status, document["notes"], list(document["traces"])) == (0, [], ["restore"])
+    assert said.index("measuring S3") < said.index("tracing: restore")
+    names = [span["name"] for span in document["traces"]["restore"]]
+    assert names[0] == "restore"
+    assert {"build the machine", "load the device state", "wake, take HELLO and its entropy"} <= set(names)
+    assert not any("destroy" in name for name in names)
+    recorded.write_text(json.dumps(document))
+    assert bench("--recorded", str(recorded), "--html", str(again))[:2] == (0, document)
+    assert report.read_text() == again.read_text()
+    assert bench("--recorded", str(recorded), "--only", "S3")[1]["traces"] == document["traces"]
+    assert bench("--only", "S3", "-n", "2")[1]["traces"] == {}
+
+
+async def test_trace_that_fails_is_a_note_of_the_run(template: Template) -> None:
+    """The others are taken all the same, and nothing is raised."""
+    suite, image = Suite(template, 2, lambda _: None), await run_sync(ImageStore(HostConfig().paths.images).ls)
+    source = ColdBoot(template.host, image[0])
+    source.spec = replace(source.spec, initrd=Path("/nowhere/initrd"))
+    broken = Explanation(frozenset({"S3"}), lambda _: source)
+    traces = await take_traces(suite, ["S3"], {"broken": broken, "restore": TRACES["restore"]})
+    assert list(traces) == ["restore"]
+    (note,) = suite.notes
+    assert note.startswith("no trace of broken: ")
+    assert "/nowhere/initrd" in note
 
 
 def test_a_gate_compares_with_an_earlier_run(tmp_path: Path) -> None:

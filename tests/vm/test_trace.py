@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.to_thread import run_sync
+
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig
+from sandbox.errors import StartError
+from sandbox.hypervisor.domain_xml import command_line
+from sandbox.image.initramfs import cpio, file
+from sandbox.image.store import Image, ImageStore
+from sandbox.template.template import Template
+from sandbox.trace.boot import STAGES
+from sandbox.trace.recorder import recording
 
 pytestmark = pytest.mark.usefixtures("template")
 SECONDS = 90
@@ -106,6 +121,87 @@ def test_restore_is_traced_after_others_that_are_not(tmp_path: Path) -> None:
     assert any("load the device state" in line for line in lines)
 
 
+GUEST_STAGES = ["firmware", "kernel", *STAGES.values()]
+
+
+def boot_image(name: str) -> str:
+    """Return the image, or skip where it was not built."""
+    if name != "default" and name not in ImageStore(HostConfig().paths.images).names():
+        pytest.skip(f"there is no image {name} here")
+    return name
+
+
+@pytest.mark.parametrize("image", ["default", "default-minimal-kernel"])
+def test_boot_is_traced_from_firmware_to_agent(tmp_path: Path, image: str) -> None:
+    """Stages of host, QEMU and guest are there; the guest's follow one another, lie in the boot and account for it."""
+    options = ("--json", "t.json", "--html", "t.html", "--shortest", "0")
+    done = sandbox("trace", "boot", "--image", boot_image(image), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = complete(tmp_path / "t.json")
+    boot, kernel = named(events, "boot"), named(events, "kernel")
+    assert contains(named(events, "sandbox boot"), boot)
+    assert [event["name"] for event in events if not contains(named(events, "sandbox boot"), event)] == []
+    assert contains(boot, named(events, "build the machine"))
+
+    stages = [named(events, name) for name in GUEST_STAGES]
+    assert all(contains(boot, event) and event["cat"] == "boot" for event in stages)
+    for one, other in pairwise(stages):
+        assert one["ts"] + one["dur"] == pytest.approx(other["ts"], abs=ROUNDING)
+    ran = boot["ts"] + boot["dur"] - named(events, "let it run")["ts"]
+    assert sum(event["dur"] for event in stages) > 0.7 * ran
+    lines = [event for event in events if event["cat"] == "boot" and event is not kernel and contains(kernel, event)]
+    assert sum(event["dur"] for event in lines) > 0.5 * kernel["dur"]
+    assert "Run /init as init process" not in lines[0]["name"]
+
+    first = min((event for event in events if event["name"] == "HELLO, until READY"), key=lambda event: event["ts"])
+    wake = min((event for event in events if event["cat"] == "agent"), key=lambda event: event["ts"])
+    assert contains(first, wake)
+    assert wake["ts"] + ROUNDING >= stages[-1]["ts"] + stages[-1]["dur"]
+    assert not any(event["name"].endswith("START") for event in events), "what was done for the trace is in it"
+    assert (tmp_path / "t.html").read_text().count("<rect") == len(events)
+
+
+async def test_boot_that_nobody_traces_is_asked_for_nothing(template: Template) -> None:
+    """Its kernel has the same words as ever, and nothing in it tells how far it has come."""
+    image = await run_sync(ImageStore(HostConfig().paths.images).find, "default")
+    async with ColdBoot(template.host, image).lease() as vm:
+        assert (await vm.run("print(open('/proc/cmdline').read(), end='')")).text == (
+            f"{command_line(template.host.platform.accelerator)}\n"
+        )
+        log = (await vm.exec("dmesg", user="root")).text
+        assert "sandbox-boot" not in log
+        assert "SANDBOX" not in log
+
+
+@pytest.fixture
+def agentless() -> Iterator[tuple[Image, Path]]:
+    """The default image, and an initramfs of it whose agent ends before it has begun."""
+    image = ImageStore(HostConfig().paths.images).find("default")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o711)
+        initrd = Path(directory) / "initrd"
+        # Of two files with one name the kernel keeps the latter.
+        start = file("agent/start.py", b"from told import told\ntold('python')\nraise SystemExit")
+        initrd.write_bytes(image.initrd.read_bytes() + cpio([start]))
+        initrd.chmod(0o644)
+        yield image, initrd
+
+
+async def test_boot_that_fails_leaves_a_trace_of_how_far_it_came(
+    template: Template, agentless: tuple[Image, Path]
+) -> None:
+    """The stages until Python's start are there, and the boot has an end."""
+    image, initrd = agentless
+    source = ColdBoot(template.host, image)
+    source.spec = replace(source.spec, initrd=initrd)
+    with recording() as trace, pytest.raises(StartError):
+        async with source.lease():
+            pass
+    names = [span.name for span in trace.spans()]
+    assert {"boot", "firmware", *list(STAGES.values())[:4]} <= set(names)
+    assert not {"kernel", "the agent starts"} & set(names)
+
+
 def test_program_finds_nothing_of_the_trace(tmp_path: Path) -> None:
     """Descriptors and environment of a traced program are those of any other."""
     code = (
@@ -153,7 +249,9 @@ def test_failed_execution_leaves_a_trace_of_what_was_done(tmp_path: Path) -> Non
         (("restore", "--memory", "much"), 125, "is not a size"),
         (("restore", "--warm-up", "-1"), 2, "--warm-up"),
         (("exec", "--shortest", "x", "-c", "1"), 2, "--shortest"),
-        (("boot",), 2, "No such command"),
+        (("boot", "--html", "no/t.html"), 125, "there is no directory"),
+        (("boot", "--memory", "much"), 125, "is not a size"),
+        (("sleep",), 2, "No such command"),
     ],
 )
 def test_mistakes_are_told_before_a_vm_is_started(
@@ -165,6 +263,13 @@ def test_mistakes_are_told_before_a_vm_is_started(
     assert said in done.stderr.decode()
     assert b"restore  " not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_image_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    """In the words of other commands."""
+    done = sandbox("trace", "boot", "--image", "missing", cwd=tmp_path)
+    assert done.returncode == 125
+    assert b"there is no recipe and no built image 'missing'" in done.stderr
 
 
 def test_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sandbox.bench.figure import Figure
 from sandbox.bench.targets import judge
 from sandbox.errors import ConfigError
+from sandbox.trace.plain import as_plain, from_plain
+from sandbox.trace.span import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class Run:
     """The figures that nobody can measure yet, and what they are."""
     notes: Sequence[str] = ()
     """What could not be measured, and why."""
+    traces: Mapping[str, Sequence[Span]] = field(default_factory=dict)
+    """Where the time of some figures goes: the stages of one restore, one boot, by name."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the document of `sandbox bench --json`, with each figure's verdict."""
@@ -32,6 +36,7 @@ class Run:
             "figures": figures,
             "pending": dict(self.pending),
             "notes": list(self.notes),
+            "traces": {name: as_plain(spans) for name, spans in self.traces.items()},
         }
 
     @classmethod
@@ -42,9 +47,10 @@ class Run:
             figures = [Figure.from_dict(figure) for figure in document["figures"]]
             facts, pending = dict(document["environment"]), dict(document["pending"])
             notes = [str(note) for note in document.get("notes", [])]
+            traces = {str(name): from_plain(records) for name, records in document.get("traces", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
-        return cls({figure.id: figure for figure in figures}, facts, pending, notes)
+        return cls({figure.id: figure for figure in figures}, facts, pending, notes, traces)
 
 
 def _verdict(figure: Figure) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sandbox.bench.report import html
 from sandbox.bench.run import Run
 from sandbox.bench.scaling import METRICS, measure_curves
 from sandbox.bench.suite import FIGURES, LONG, Suite, pending
+from sandbox.bench.traces import explaining, take_traces
 from sandbox.cli.figures import Form, print_figures
 from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, report, run
@@ -25,6 +27,7 @@ from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.log import log
 from sandbox.template.template import Template
+from sandbox.trace.span import Span
 
 MISSED = 1
 _BUSY = 0.5
@@ -103,7 +106,8 @@ def _show_recorded(recorded: Run, before: dict[str, Figure], request: BenchReque
     """Print and draw a recorded run, or the figures of it that were asked for."""
     existing = list(recorded.figures)
     asked = existing if request.only is None else _chosen(request.only, existing)
-    shown = replace(recorded, figures={ident: recorded.figures[ident] for ident in asked})
+    traces = {name: spans for name, spans in recorded.traces.items() if name in explaining(asked)}
+    shown = replace(recorded, figures={ident: recorded.figures[ident] for ident in asked}, traces=traces)
     _tell(shown, request)
     for change in compare(list(shown.figures.values()), before):
         complain(str(change))
@@ -114,6 +118,7 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
     load = os.getloadavg()[0]
     template = await Template.ensure(TemplateConfig(), HostConfig())
     suite, figures = Suite(template, request.samples, log.progress), list[Figure]()
+    traces: Mapping[str, Sequence[Span]] = {}
     is_whole = False
     try:
         began = time.monotonic()
@@ -125,6 +130,7 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
         if wanted.peers:
             await measure_peers(suite, figures.append)
         is_whole = True
+        traces = await take_traces(suite, [figure.id for figure in figures] if request.html is not None else [])
     finally:
         if not is_whole:
             suite.note(f"stopped early, with {len(figures)} figures measured and more wanted")
@@ -132,7 +138,7 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
             for note in suite.notes:
                 complain(note)
             by_id = {figure.id: figure for figure in figures}
-            _tell(Run(by_id, _surroundings(template, load), pending(), suite.notes), request)
+            _tell(Run(by_id, _surroundings(template, load), pending(), suite.notes, traces), request)
     changes = compare(figures, before)
     for change in changes:
         complain(str(change))
@@ -183,4 +189,4 @@ def _surroundings(template: Template, load: float) -> dict[str, object]:
     is_busy = load > _BUSY * (os.cpu_count() or 1)
     if is_busy:
         complain(f"the machine was busy when this began (load {load:.1f}): the figures say little")
-    return environment(template) | {"load_before": load, "is_busy": is_busy}
+    return environment(template.host, template.spec) | {"load_before": load, "is_busy": is_busy}

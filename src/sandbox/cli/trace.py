@@ -1,21 +1,28 @@
-"""`sandbox trace`: one restore or one execution, stage by stage on the host, in QEMU and in the guest, as a picture."""
+"""`sandbox trace`: a boot, restore or execution, stage by stage on the host, in QEMU and in the guest, as a picture."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from anyio.to_thread import run_sync
 from rich.console import Console
 
 from sandbox.bench.environment import environment
 from sandbox.cli.exec import Command, ExecRequest, memory_mib, run_exec
 from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, describe, discard_output, report, run
-from sandbox.config import TemplateConfig
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import HostFileError, SandboxError
+from sandbox.hypervisor.host import Hypervisor
+from sandbox.image.build import image_of
+from sandbox.image.store import ImageStore
+from sandbox.log import log
 from sandbox.template.template import Template
 from sandbox.trace.event_json import event_json
 from sandbox.trace.picture import html
@@ -25,6 +32,7 @@ from sandbox.trace.span import Span
 from sandbox.trace.stage import stage
 from sandbox.trace.waterfall import waterfall
 
+Facts = Callable[[], Awaitable[dict[str, object]]]
 _PLAIN_WIDTH = 110
 
 
@@ -34,8 +42,8 @@ class TraceRequest:
 
     json: Path | None
     html: Path | None
-    warm_up: int
     shortest_ms: float
+    warm_up: int = 0
 
 
 def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
@@ -45,39 +53,88 @@ def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
         check_report_file("--html", trace.html)
     except SandboxError as error:
         return report(error)
-    return run_exec(request, lambda command, config: _traced("exec", command, config, trace, sys.stderr))
+
+    async def traced(command: Command, config: TemplateConfig) -> int:
+        await _warm_up(config, trace.warm_up)
+        return await _traced("exec", command, lambda: _facts(config), trace, sys.stderr)
+
+    return run_exec(request, traced)
 
 
 def run_trace_restore(image: str, memory: str, trace: TraceRequest) -> int:
     """Restore one VM and destroy it; show a trace of it on standard output."""
     try:
-        check_report_file("--json", trace.json)
-        check_report_file("--html", trace.html)
-        config = TemplateConfig(image=image, memory_mib=memory_mib(memory))
+        config = _checked(image, memory, trace)
     except SandboxError as error:
         return report(error)
-    return run(_traced("restore", lambda: _restore(config), config, trace, sys.stdout))
 
-
-async def _restore(config: TemplateConfig) -> int:
-    template = await Template.ensure(config)
-    async with template.lease():
-        return 0
-
-
-async def _traced(what: str, command: Command, config: TemplateConfig, trace: TraceRequest, out: TextIO) -> int:
-    """Run the command and show what was recorded of it, also if it failed."""
-    if trace.warm_up:
+    async def restore() -> int:
         template = await Template.ensure(config)
-        for _ in range(trace.warm_up):
+        async with template.lease():
+            return 0
+
+    async def traced() -> int:
+        await _warm_up(config, trace.warm_up)
+        return await _traced("restore", restore, lambda: _facts(config), trace, sys.stdout)
+
+    return run(traced())
+
+
+def run_trace_boot(image: str, memory: str, trace: TraceRequest) -> int:
+    """Boot one VM and destroy it; show a trace of it on standard output."""
+    try:
+        config = _checked(image, memory, trace)
+    except SandboxError as error:
+        return report(error)
+
+    async def source() -> tuple[Hypervisor, ColdBoot]:
+        host = HostConfig()
+        found = await run_sync(image_of, config.image, ImageStore(host.paths.images), log.progress)
+        hypervisor = await Hypervisor.connect(host)
+        return hypervisor, ColdBoot(hypervisor, found, memory_mib=config.memory_mib, vcpus=config.vcpus)
+
+    async def boot() -> int:
+        with stage("open libvirt, find the image"):
+            _, booted = await source()
+        async with booted.lease():
+            return 0
+
+    async def facts() -> dict[str, object]:
+        hypervisor, booted = await source()
+        return environment(hypervisor, booted.spec)
+
+    return run(_traced("boot", boot, facts, trace, sys.stdout))
+
+
+def _checked(image: str, memory: str, trace: TraceRequest) -> TemplateConfig:
+    """Find every mistake before a VM is started."""
+    check_report_file("--json", trace.json)
+    check_report_file("--html", trace.html)
+    return TemplateConfig(image=image, memory_mib=memory_mib(memory))
+
+
+async def _warm_up(config: TemplateConfig, count: int) -> None:
+    """Restore so many clones."""
+    if count:
+        template = await Template.ensure(config)
+        for _ in range(count):
             async with template.lease():
                 pass
+
+
+async def _facts(config: TemplateConfig) -> dict[str, object]:
+    template = await Template.ensure(config)
+    return environment(template.host, template.spec)
+
+
+async def _traced(what: str, command: Command, environs: Facts, trace: TraceRequest, out: TextIO) -> int:
+    """Run the command and show what was recorded of it, also if it failed."""
     facts: dict[str, object] = {}
     recorder: Recorder | None = None
     try:
         with recording() as recorder, stage(f"sandbox {what}"):
             status = await command()
-        facts = environment(await Template.ensure(config))
+        facts = await environs()
     except BaseException:
         if recorder is not None:
             try:

@@ -26,7 +26,7 @@ from sandbox.cli.options import (
     WarmUpOption,
 )
 
-trace_app = typer.Typer(no_args_is_help=True, help="Show where the time of a restore or of an execution goes.")
+trace_app = typer.Typer(no_args_is_help=True, help="Show where the time of a boot, a restore or an execution goes.")
 
 
 @trace_app.command("exec", context_settings={"allow_interspersed_args": False})
@@ -76,7 +76,7 @@ def trace_exec(
         get=get or [],
         as_json=False,
     )
-    raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, warm_up, shortest)))
+    raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, shortest, warm_up)))
 
 
 @trace_app.command("restore")
@@ -91,4 +91,18 @@ def trace_restore(
     """Restore one virtual machine, destroy it, and show where the time went."""
     from sandbox.cli.trace import TraceRequest, run_trace_restore
 
-    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, warm_up, shortest)))
+    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, shortest, warm_up)))
+
+
+@trace_app.command("boot")
+def trace_boot(
+    memory: MemoryOption = "256",
+    image: ImageOption = "default",
+    json_: TraceJsonOption = None,
+    html: TraceHtmlOption = None,
+    shortest: ShortestOption = 10.0,
+) -> None:
+    """Boot one virtual machine without a template, destroy it, and show where the time went."""
+    from sandbox.cli.trace import TraceRequest, run_trace_boot
+
+    raise typer.Exit(run_trace_boot(image, memory, TraceRequest(json_, html, shortest)))

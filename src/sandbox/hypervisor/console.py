@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from sandbox.hypervisor.stream import SocketStream
 
@@ -20,11 +21,12 @@ class Console:
         self._stream = SocketStream(sock)
         self._kept = bytearray()
         self._pause: asyncio.TimerHandle | None = None
-        self._panic = b""
+        self.on_data: Callable[[bytes], None] = lambda _: None
+        """Called with all that arrives, when it does."""
 
     def start_receiving(self) -> None:
         self._pause = None
-        self._stream.start_receiving(self._on_data)
+        self._stream.start_receiving(self._receive)
 
     def text(self) -> str:
         """Return what is kept."""
@@ -54,12 +56,13 @@ class Console:
             self._pause.cancel()
         self._stream.close()
 
-    def _on_data(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         self._keep(data)
         if len(data) >= _BURST_BYTES:
             self._stream.stop_receiving()
             self._pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self.start_receiving)
 
     def _keep(self, data: bytes) -> None:
+        self.on_data(data)
         self._kept += data
         del self._kept[:-KEPT_BYTES]

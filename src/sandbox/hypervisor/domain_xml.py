@@ -19,6 +19,8 @@ _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable nowatchdog noautogroup psi=0"
 )
 """The last three are work that a clone's kernel would do at once after a restore, or at each switch, for nobody."""
+_TRACED_BOOT = "SANDBOX_TRACE=1"
+"""The kernel does not know it, and so makes it a variable of its init: see `images/init`."""
 _SLOW_IN_SOFTWARE = ("erms", "fsrm")
 """By these the kernel copies bytes with one instruction, which an emulator carries out byte by byte."""
 _TRACED = (
@@ -49,6 +51,7 @@ def domain_xml(
     `trace` is a file that QEMU writes a log of its start to.
     """
     kind = "kvm" if platform.accelerator == "kvm" else "qemu"
+    words = command_line(platform.accelerator) + (f" {_TRACED_BOOT}" if spec.is_traced else "")
     arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec, console, trace))
     return f"""\
 <domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -56,7 +59,7 @@ def domain_xml(
   <memory unit='MiB'>{spec.memory_mib}</memory><vcpu>{spec.vcpus}</vcpu>
   <os>
     <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>
-    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{command_line(platform.accelerator)}</cmdline>
+    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{words}</cmdline>
   </os>
   <features><acpi/><apic/><smm state='off'/><vmport state='off'/><ps2 state='off'/>{_translation(kind)}</features>
   {_processor(platform)}
@@ -116,6 +119,8 @@ def _arguments(spec: MachineSpec, console: Path, trace: Path | None) -> list[str
         arguments += ["-machine", "memory-backend=ram0"]
     if spec.state is not None:
         arguments += ["-incoming", "defer"]
+    if spec.is_traced:
+        arguments += ["-machine", "graphics=off"]  # then the firmware writes to the serial console what it does
     if trace is not None:
         arguments += ["-D", str(trace), *(word for event in _TRACED for word in ("-trace", event))]
     return arguments

@@ -16,7 +16,8 @@ class MachineSpec:
     """Everything that decides how a VM is built; two machines with equal specs have equal hardware.
 
     `memory_file` backs the guest's RAM: written through when `memory_shared`, else mapped privately and read-only.
-    Without it the RAM is anonymous. `state` is the device state to load instead of booting.
+    Without it the RAM is anonymous. `state` is the device state to load instead of booting. A boot that `is_traced` has
+    firmware, init and agent say on the console how far they have come.
     """
 
     kernel: Path
@@ -27,6 +28,7 @@ class MachineSpec:
     memory_file: Path | None = None
     memory_shared: bool = False
     state: Path | None = None
+    is_traced: bool = False
 
     @property
     def memory_bytes(self) -> int:

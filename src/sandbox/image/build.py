@@ -17,7 +17,7 @@ from sandbox.image.initramfs import initramfs
 from sandbox.image.kernel_build import KERNEL_BYTES, build_kernel, kernel_key
 from sandbox.image.layer import ARCH, KERNEL, Layer, build_layer, file_record, layer_key, read_layer
 from sandbox.image.manifest import ImageManifest, digest_of
-from sandbox.image.recipe import Recipe, load_recipe
+from sandbox.image.recipe import Recipe, is_recipe, known_recipes, load_recipe
 from sandbox.image.store import INITRD, ROOT, Image, ImageStore
 from sandbox.paths import resource
 from sandbox.setup.sources import Release, host_release
@@ -28,6 +28,17 @@ FORMAT = 1
 _BUILD_BYTES = 1 << 30
 _BUSYBOX = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
 SHARED = ("wire.py", "message.py")  # by host and guest
+
+
+def image_of(name: str, store: ImageStore, progress: Progress) -> Image:
+    """Return the image of a recipe, built if need be, or the built image whose name or digest is given. Blocking."""
+    if is_recipe(name):
+        return ensure_image(name, store, progress)
+    try:
+        return store.find(name)
+    except ImageError as error:
+        known = ", ".join(known_recipes())
+        raise ImageError(f"there is no recipe and no built image {name!r}; recipes are {known}") from error
 
 
 def ensure_image(name: str, store: ImageStore, progress: Progress) -> Image:

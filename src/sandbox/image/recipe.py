@@ -64,10 +64,15 @@ def known_recipes() -> list[str]:
     return sorted(path.stem for path in resource("images").glob("*.toml"))
 
 
+def is_recipe(name: str) -> bool:
+    """Return whether this names a recipe, be it one of ours or a path, and not an image that was built."""
+    return name.endswith(".toml") or name in known_recipes()
+
+
 def load_recipe(name: str) -> Recipe:
     """Load the recipe with that name, or from a path that ends in `.toml`. Raises `ConfigError`."""
     path = Path(name) if name.endswith(".toml") else resource("images") / f"{name}.toml"
-    if not name.endswith(".toml") and name not in known_recipes():
+    if not is_recipe(name):
         known = ", ".join(known_recipes())
         raise ConfigError(f"there is no image recipe {name!r}: expected one of {known}, or the path of a .toml file")
     try:

@@ -15,8 +15,8 @@ from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ImageError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
-from sandbox.image.build import ensure_image
-from sandbox.image.recipe import known_recipes
+from sandbox.image.build import image_of
+from sandbox.image.recipe import is_recipe
 from sandbox.image.store import Image, ImageStore
 from sandbox.log import log
 from sandbox.template.bake import bake, publish, unpublished
@@ -70,7 +70,7 @@ class Series:
     @classmethod
     async def of(cls, config: TemplateConfig, host_config: HostConfig, make: Make) -> Series:
         """Return the series of a configuration; build its image first where it is missing or stale."""
-        image = await run_sync(_image, config.image, ImageStore(host_config.paths.images))
+        image = await run_sync(image_of, config.image, ImageStore(host_config.paths.images), log.progress)
         host = await Hypervisor.connect(host_config)
         return await run_sync(cls, host, image, config, host_config, make)
 
@@ -202,7 +202,7 @@ class Series:
 
     def _image_stamp(self) -> tuple[int, int] | None:
         """Return what changes when the image's name comes to stand for another; None where a digest was asked for."""
-        if self._config.image not in self._images.names() and not _is_recipe(self._config.image):
+        if self._config.image not in self._images.names() and not is_recipe(self._config.image):
             return None
         try:
             status = os.stat(self._images.directory / "names" / self._image.name)  # noqa: PTH116
@@ -223,18 +223,3 @@ class Series:
             memory_file=directory / MEMORY,
             state=directory / STATE,
         )
-
-
-def _is_recipe(name: str) -> bool:
-    return name.endswith(".toml") or name in known_recipes()
-
-
-def _image(name: str, store: ImageStore) -> Image:
-    """Return the image of a recipe, built if need be, or the built image whose name or digest is given."""
-    if _is_recipe(name):
-        return ensure_image(name, store, log.progress)
-    try:
-        return store.find(name)
-    except ImageError as error:
-        known = ", ".join(known_recipes())
-        raise ImageError(f"there is no recipe and no built image {name!r}; recipes are {known}") from error

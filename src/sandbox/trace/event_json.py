@@ -10,8 +10,9 @@ PLACES: Mapping[Track, tuple[int, str, int, str]] = {
     "host": (1, "host", 1, "sandbox"),
     "qemu": (2, "QEMU", 1, "main loop"),
     "monitor": (2, "QEMU", 2, "monitor commands"),
-    "agent": (3, "guest", 1, "agent"),
-    "program": (3, "guest", 2, "program"),
+    "boot": (3, "guest", 1, "boot"),
+    "agent": (3, "guest", 2, "agent"),
+    "program": (3, "guest", 3, "program"),
 }
 """Process and thread, each as number and name, that stand for a track."""
 

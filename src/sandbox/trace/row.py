@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from sandbox.trace.span import Node, Span, Track, tree
 
-PLACES: Mapping[Track, str] = {"host": "host", "qemu": "QEMU", "monitor": "QEMU", "agent": "guest", "program": "guest"}
+PLACES: Mapping[Track, str] = {
+    "host": "host",
+    "qemu": "QEMU",
+    "monitor": "QEMU",
+    "boot": "guest",
+    "agent": "guest",
+    "program": "guest",
+}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Track = Literal["host", "qemu", "monitor", "agent", "program"]
-"""Where something happens: this process, QEMU, commands of QEMU's monitor, and in the guest the agent, the program."""
+Track = Literal["host", "qemu", "monitor", "boot", "agent", "program"]
+"""Where something happens: this process, QEMU, commands of its monitor; a guest's boot, its agent, a program in it."""
 TRACKS: tuple[Track, ...] = get_args(Track)
 
 

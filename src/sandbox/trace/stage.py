@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -31,3 +32,13 @@ def stage(name: str) -> AbstractContextManager[None]:
     """Return a context whose length becomes a span of the host, if a trace is being made."""
     trace = recorder.get()
     return _NOTHING if trace is None else _Stage(trace, name)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Record nothing in this context: what is done for the trace's own sake."""
+    token = recorder.set(None)
+    try:
+        yield
+    finally:
+        recorder.reset(token)

@@ -13,11 +13,12 @@ _COLORS = {"host": "blue", "QEMU": "yellow", "guest": "green"}
 _FIXED = 28
 """Characters that are taken by all but name and bar."""
 _SHORTEST_BAR = 20
+_LONGEST_NAME = 48
 
 
 def waterfall(rows: Sequence[Row], width: int, *, block: str, sliver: str) -> Table:
     """Return the picture, `width` characters wide. What is shorter than a character is a `sliver`."""
-    names = [" " * row.depth + row.name for row in rows]
+    names = [_shortened(" " * row.depth + row.name) for row in rows]
     cells = max(_SHORTEST_BAR, width - _FIXED - max(map(len, names), default=0))
     zero = min((row.begin for row in rows), default=0.0)
     length = max((row.end for row in rows), default=0.0) - zero
@@ -33,6 +34,10 @@ def waterfall(rows: Sequence[Row], width: int, *, block: str, sliver: str) -> Ta
         numbers = [Text(_milliseconds(seconds), style) for seconds in (row.begin - zero, row.seconds)]
         table.add_row(Text(row.place, style), Text(name, style), *numbers, Text(bar, _COLORS[row.place]))
     return table
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _bar(row: Row, zero: float, scale: float, block: str, sliver: str) -> str:
