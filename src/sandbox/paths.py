@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+_SHARED = Path("/dev/shm")  # noqa: S108 - whose directory below it is, is looked at
+_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Paths:
     def default(cls) -> Paths:
         """`/var/lib` and `/run` for root, the XDG directories for everybody else.
 
-        `SANDBOX_DATA_DIR` and `SANDBOX_RUNTIME_DIR` override them.
+        Where the runtime directory would lie on a disk, as in containers, it is below `/dev/shm` instead, if that is in
+        memory: libvirt flushes its record of a VM to the disk a dozen times for each start.
+        `SANDBOX_DATA_DIR` and `SANDBOX_RUNTIME_DIR` override both.
         """
         uid = os.geteuid()
         if uid == 0:
@@ -42,8 +48,42 @@ class Paths:
             runtime = Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{uid}")  # noqa: S108 - its owner is checked
         return cls(
             data=Path(os.environ.get("SANDBOX_DATA_DIR") or data).absolute(),
-            runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or runtime).absolute(),
+            runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or in_memory(runtime, _SHARED / f"sandbox-{uid}")),
         )
+
+
+def in_memory(usual: Path, instead: Path) -> Path:
+    """Return `usual`, absolute; or `instead` if that alone is in memory and nobody else has it."""
+    usual = usual.absolute()
+    kinds = _kinds_of_file_systems()
+    if _kind(usual.parent, kinds) in _MEMORY or _kind(instead.parent, kinds) not in _MEMORY:
+        return usual
+    try:
+        status = instead.lstat()
+    except FileNotFoundError:
+        return instead
+    return instead if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() else usual
+
+
+def _kind(path: Path, kinds: dict[int, str]) -> str:
+    try:
+        return kinds.get(path.stat().st_dev, "")
+    except OSError:
+        return ""
+
+
+def _kinds_of_file_systems() -> dict[int, str]:
+    """Return the type of each mounted file system by its device's number."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        major, minor = map(int, before.split()[2].split(":"))
+        found[os.makedev(major, minor)] = after.split()[0]
+    return found
 
 
 def make_directory(path: Path, mode: int = 0o755) -> None:
