@@ -42,6 +42,7 @@ class Lag:
 
     `own` is without the time for which the loop's thread could have run and the host's processors were busy with
     others. Where emulated VMs use every processor, the whole lateness says how busy the host is, and little of us.
+    Waiting for the interpreter's lock counts as our own, also while the thread that has it waits for a processor.
     """
 
     def __init__(self) -> None:
