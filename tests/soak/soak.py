@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 import time
@@ -24,8 +25,8 @@ from tests.soak.lag import Lag
 from tests.soak.sample import Sample, take
 from tests.soak.stop import Stop
 
-AT_ONCE = 4
-"""Two cycles keep two processors busy, if neither waits for anything; more make that likely."""
+AT_ONCE = (2, 4)
+"""So many cycles, in turn from batch to batch: two callers often find a VM ready, four wait for one that starts."""
 RESTS, LONGEST_BATCH = 10, 100
 """So often a soak rests for a sample, but at least every hundred cycles: rests leave processors idle."""
 REST_SECONDS = 60.0
@@ -42,9 +43,12 @@ async def soak(evidence: Evidence, path: Path | None, template: Template, stop: 
     longest = min(LONGEST_BATCH, max(1, (evidence.wanted - evidence.account.cycles) // RESTS))
     async with VMPool(CONFIG, source=template.warmed()) as pool:
         process.samples.append(await _rest(pool, template, evidence))
-        while not (evidence.is_complete or stop.is_set):
+        for at_once in itertools.cycle(AT_ONCE):
+            if evidence.is_complete or stop.is_set:
+                break
+            numbers = range(evidence.account.cycles, min(evidence.account.cycles + longest, evidence.wanted))
             async with lag.watch():
-                await _batch(evidence, pool, victims, longest, stop)
+                await _batch(evidence, pool, victims, numbers, at_once, stop)
             process.samples.append(await _rest(pool, template, evidence))
             victims.forget_dead(pool)
             process.seconds = time.monotonic() - started
@@ -60,17 +64,16 @@ async def soak(evidence: Evidence, path: Path | None, template: Template, stop: 
         await asyncio.to_thread(evidence.save, path)
 
 
-async def _batch(evidence: Evidence, pool: VMPool, victims: Victims, longest: int, stop: Stop) -> None:
-    """Run the next cycles. Those that were begun, and no others, are over then: a later process goes on after them."""
-    first = evidence.account.cycles
-    numbers = iter(range(first, min(first + longest, evidence.wanted)))
+async def _batch(evidence: Evidence, pool: VMPool, victims: Victims, numbers: range, at_once: int, stop: Stop) -> None:
+    """Run these cycles in order until told to stop: those that were begun are over then, and no others were."""
+    left = iter(numbers)
 
     async def one_after_another() -> None:
-        while not stop.is_set and (number := next(numbers, None)) is not None:
+        while not stop.is_set and (number := next(left, None)) is not None:
             await Cycle(evidence.seed, number, pool, victims, evidence.account).run()
 
     async with anyio.create_task_group() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(at_once):
             group.start_soon(one_after_another)
 
 
