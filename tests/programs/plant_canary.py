@@ -1,7 +1,8 @@
-"""A tenant's secret, put wherever a tenant may leave something. Runs as root, and stays as a background process."""
+"""A tenant's secret, put wherever a tenant may leave something. Runs as root and leaves processes behind."""
 
 import ctypes
 import os
+import signal
 import socket
 import sys
 
@@ -18,13 +19,18 @@ with open("/mnt/tmpfs/left-behind", "wb") as file:
     file.write(canary * 1000)
 with open("/dev/kmsg", "w") as file:
     file.write(f"left-behind {canary.hex()}\n")
-planted = ["file", "tmpfs", "kernel log", "listening port", "environment", "command line", "memory"]
+planted = ["file", "shared memory", "tmpfs", "kernel log", "listening port", "environment", "command line"]
 ADD_KEY, SESSION = 248, -3
 if libc.syscall(ADD_KEY, b"user", b"left-behind", canary, len(canary), SESSION) >= 0:
     planted.append("keyring")
 
-if os.fork() == 0:  # exec, so that the environment and the command line are to be seen in /proc
-    hold = "import socket, time; s = socket.create_server(('0.0.0.0', {})); print('{}', flush=True); time.sleep(600)"
-    code = hold.format(port, ",".join(planted))
-    os.execve(sys.executable, ["python3", "-c", code, canary.hex()], {"LEFT_BEHIND": canary.hex()})
-os.wait()
+listener = socket.create_server(("0.0.0.0", port))
+listener.set_inheritable(True)
+# A program of its own, so that the environment and the command line are to be seen in /proc; it keeps the port.
+command = ["sh", "-c", "sleep 600; exit", canary.hex()]
+os.posix_spawn("/bin/sh", command, {"PATH": os.environ["PATH"], "LEFT_BEHIND": canary.hex()})
+if os.fork() == 0:  # and one that only has it in its memory
+    held = bytearray(canary * 100)
+    while True:
+        signal.pause()
+print(",".join(planted))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.soak.cycle import Account
+from tests.soak.lag import Lag
 from tests.soak.sample import Sample, growth, leaks
 
 KEPT_SAMPLES = 20
@@ -21,6 +22,14 @@ class Process:
     seconds: float = 0.0
     worst_lag_ms: float = 0.0
     lag_p99_ms: float = 0.0
+    own_worst_lag_ms: float = 0.0
+    """Without the time for which other threads and processes had the processors; see `Lag`."""
+    own_lag_p99_ms: float = 0.0
+
+    def see(self, lag: Lag) -> None:
+        """Take over what was seen of the loop's lateness."""
+        self.worst_lag_ms, self.lag_p99_ms = lag.whole.worst_ms, lag.whole.p99_ms
+        self.own_worst_lag_ms, self.own_lag_p99_ms = lag.own.worst_ms, lag.own.p99_ms
 
 
 @dataclass
@@ -72,6 +81,8 @@ class Evidence:
                 seconds=record["seconds"],
                 worst_lag_ms=record["worst_lag_ms"],
                 lag_p99_ms=record["lag_p99_ms"],
+                own_worst_lag_ms=record["own_worst_lag_ms"],
+                own_lag_p99_ms=record["own_lag_p99_ms"],
             )
             for record in document["processes"]
         ]
@@ -86,6 +97,8 @@ def _described(process: Process) -> dict[str, object]:
         "seconds": round(process.seconds, 1),
         "worst_lag_ms": round(process.worst_lag_ms, 1),
         "lag_p99_ms": round(process.lag_p99_ms, 2),
+        "own_worst_lag_ms": round(process.own_worst_lag_ms, 1),
+        "own_lag_p99_ms": round(process.own_lag_p99_ms, 2),
         "samples_taken": len(process.samples),
         "growth": growth(process.samples),
         "samples": [sample.as_row() for sample in process.samples[::step]],

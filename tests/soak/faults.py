@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from sandbox.pool.pool import VMPool
-from sandbox.pool.slot import SlotState
+from sandbox.pool.slot import Slot, SlotState
 
 
 class Fault(StrEnum):
@@ -53,15 +53,23 @@ class Victims:
         except ProcessLookupError:
             return
 
+    def forget_dead(self, pool: VMPool) -> None:
+        """Keep the names of VMs that still exist only, so that this record does not grow."""
+        self.names &= {slot.vm.name for slot in _slots(pool) if slot.vm is not None}
+
     def pick(self, pool: VMPool, source: random.Random) -> tuple[str, int] | None:
         """Return name and pid of a VM that no caller holds."""
         candidates = sorted(_unheld(pool))
         return source.choice(candidates) if candidates else None
 
 
-def _unheld(pool: VMPool) -> Iterator[tuple[str, int]]:
+def _slots(pool: VMPool) -> Iterator[Slot]:
     for shelf in pool._keeper.shelves.values():
-        for slot in shelf.slots:
-            held = slot.state in (SlotState.LEASED, SlotState.ENDING)
-            if slot.vm is not None and slot.vm.is_alive and not held:
-                yield slot.vm.name, slot.vm.pid
+        yield from shelf.slots
+
+
+def _unheld(pool: VMPool) -> Iterator[tuple[str, int]]:
+    for slot in _slots(pool):
+        held = slot.state in (SlotState.LEASED, SlotState.ENDING)
+        if slot.vm is not None and slot.vm.is_alive and not held:
+            yield slot.vm.name, slot.vm.pid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 import time
@@ -22,30 +23,36 @@ from tests.soak.evidence import Evidence, Process
 from tests.soak.faults import Victims
 from tests.soak.lag import Lag
 from tests.soak.sample import Sample, take
+from tests.soak.stop import Stop
 
-BATCH = 12
-AT_ONCE = 3
+AT_ONCE = (2, 4)
+"""So many cycles, in turn from batch to batch: two callers often find a VM ready, four wait for one that starts."""
+RESTS, LONGEST_BATCH = 10, 100
+"""So often a soak rests for a sample, but at least every hundred cycles: rests leave processors idle."""
 REST_SECONDS = 60.0
 CONFIG = PoolConfig(min_size=3, max_size=7, running_ready=2, priority_seconds=1.0)
 
 
-async def soak(evidence: Evidence, path: Path | None, template: Template) -> None:
-    """Run the cycles that are missing; keep `evidence` up to date, and `path` after every batch."""
+async def soak(evidence: Evidence, path: Path | None, template: Template, stop: Stop | None = None) -> None:
+    """Run the cycles that are missing, until told to stop; keep `evidence` up to date, and `path` after every batch."""
     described = await asyncio.to_thread(environment, template.host, template.spec)
     process = Process(described)
     evidence.processes.append(process)
-    started, lag, victims = time.monotonic(), Lag(), Victims()
+    started, lag, victims, stop = time.monotonic(), Lag(), Victims(), stop if stop is not None else Stop()
     before = dict(evidence.pool)
+    longest = min(LONGEST_BATCH, max(1, (evidence.wanted - evidence.account.cycles) // RESTS))
     async with VMPool(CONFIG, source=template.warmed()) as pool:
         process.samples.append(await _rest(pool, template, evidence))
-        while not evidence.is_complete:
-            first = evidence.account.cycles
-            count = min(BATCH, evidence.wanted - first)
+        for at_once in itertools.cycle(AT_ONCE):
+            if evidence.is_complete or stop.is_set:
+                break
+            numbers = range(evidence.account.cycles, min(evidence.account.cycles + longest, evidence.wanted))
             async with lag.watch():
-                await _batch(evidence, pool, victims, first, count)
+                await _batch(evidence, pool, victims, numbers, at_once, stop)
             process.samples.append(await _rest(pool, template, evidence))
+            victims.forget_dead(pool)
             process.seconds = time.monotonic() - started
-            process.worst_lag_ms, process.lag_p99_ms = lag.worst_ms, lag.p99_ms
+            process.see(lag)
             evidence.pool = _added(before, pool.statistics())
             if path is not None:
                 await asyncio.to_thread(evidence.save, path)
@@ -57,16 +64,17 @@ async def soak(evidence: Evidence, path: Path | None, template: Template) -> Non
         await asyncio.to_thread(evidence.save, path)
 
 
-async def _batch(evidence: Evidence, pool: VMPool, victims: Victims, first: int, count: int) -> None:
-    limiter = anyio.CapacityLimiter(AT_ONCE)
+async def _batch(evidence: Evidence, pool: VMPool, victims: Victims, numbers: range, at_once: int, stop: Stop) -> None:
+    """Run these cycles in order until told to stop: those that were begun are over then, and no others were."""
+    left = iter(numbers)
 
-    async def one(number: int) -> None:
-        async with limiter:
+    async def one_after_another() -> None:
+        while not stop.is_set and (number := next(left, None)) is not None:
             await Cycle(evidence.seed, number, pool, victims, evidence.account).run()
 
     async with anyio.create_task_group() as group:
-        for number in range(first, first + count):
-            group.start_soon(one, number)
+        for _ in range(at_once):
+            group.start_soon(one_after_another)
 
 
 async def _rest(pool: VMPool, template: Template, evidence: Evidence) -> Sample:
@@ -144,17 +152,23 @@ def main() -> int:
             options.n, random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
         )
         path = options.out or Path(f"soak-{evidence.seed}.json")
-    _say(f"seed {evidence.seed}, {evidence.wanted} cycles, evidence in {path}")
+    _say(
+        f"seed {evidence.seed}, {evidence.wanted} cycles, evidence in {path}; SIGINT or SIGTERM stops, --resume goes on"
+    )
+    stop = Stop()
 
     async def run() -> None:
-        await soak(evidence, path, await Template.ensure())
+        template = await Template.ensure()
+        with stop.on_signals():
+            await soak(evidence, path, template, stop)
 
     asyncio.run(run())
     against = evidence.verdict()
     for line in against:
         _say(f"AGAINST {line}")
-    _say(f"{'FAILED' if against else 'holds'}: N = {evidence.account.cycles}, seed {evidence.seed}, evidence in {path}")
-    return int(bool(against))
+    verdict = "FAILED" if against else "holds" if evidence.is_complete else "unfinished"
+    _say(f"{verdict}: N = {evidence.account.cycles}, seed {evidence.seed}, evidence in {path}")
+    return 1 if against else 128 + stop.by if stop.by is not None and not evidence.is_complete else 0
 
 
 if __name__ == "__main__":

@@ -70,6 +70,37 @@ async def test_sizes_are_asked_of_the_loop_from_any_thread(pool: VMPool) -> None
     assert 'sandbox_vms{state="leased",template="default"} 0.0' in await run_sync(metrics.text)
 
 
+class _Following:
+    """The same clones, of the generation that follows."""
+
+    def __init__(self, template: Template) -> None:
+        self.generation = template.generation + 1
+        self.lease = template.lease
+
+
+async def test_generations_are_told_apart(template: Template) -> None:
+    """VMs are counted by the generation that they come from; the live one, of which the next VM will be, is told."""
+    metrics = Metrics()
+    following = _Following(template)
+
+    def seen() -> tuple[int, dict[str, int]]:
+        names = [str(template.generation), str(following.generation)]
+        counts = {name: total(metrics, "sandbox_generation_vms", generation=name) for name in names}
+        assert sum(counts.values()) == total(metrics, "sandbox_vms")
+        return total(metrics, "sandbox_live_generation"), counts
+
+    former, live = str(template.generation), str(following.generation)
+    async with VMPool(PoolConfig(min_size=0, max_size=2), source=template) as pool:
+        metrics.watch(pool)
+        assert seen() == (template.generation, {former: 0, live: 0})
+        async with pool.acquire():
+            pool._keeper.shelves["default"].replace_source(following)
+            assert seen() == (following.generation, {former: 1, live: 0})
+            async with pool.acquire():
+                assert seen() == (following.generation, {former: 1, live: 1})
+    assert seen() == (0, {former: 0, live: 0}), "a closed pool has none"
+
+
 def test_no_metric_is_in_the_global_registry() -> None:
     """Two of them do not collide, and neither is seen where it was not asked for."""
     shared = CollectorRegistry()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,10 +131,12 @@ def _proportional_mib(entry: Path) -> float | None:
 def _descriptors(pid: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     try:
-        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]  # noqa: PTH115 - of descriptors
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    link = os.readlink(entry.path)  # noqa: PTH115 - of descriptors
+                    kind = _KINDS.get(link.partition(":[")[0], _KINDS.get(link, "others"))
+                    counts[kind] = counts.get(kind, 0) + 1
     except OSError:
         return {}
-    for link in links:
-        kind = _KINDS.get(link.partition(":[")[0], _KINDS.get(link, "others"))
-        counts[kind] = counts.get(kind, 0) + 1
     return counts

@@ -1,11 +1,13 @@
-"""Sizes of pools, asked for when somebody looks."""
+"""Sizes and generations of pools, asked for when somebody looks."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client.core import GaugeMetricFamily
@@ -34,6 +36,23 @@ class Sizes(Protocol):
     def target(self) -> int: ...
 
 
+class Generation(Protocol):
+    """As much of a generation's statistics as is shown."""
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def is_live(self) -> bool: ...
+    @property
+    def starting(self) -> int: ...
+    @property
+    def ready(self) -> int: ...
+    @property
+    def leased(self) -> int: ...
+    @property
+    def ending(self) -> int: ...
+
+
 class WatchedPool(Protocol):
     """As much of a pool as is needed to watch it."""
 
@@ -42,6 +61,24 @@ class WatchedPool(Protocol):
     @property
     def is_closed(self) -> bool: ...
     def statistics(self, template: str | None = None) -> Sizes: ...
+    def generations(self, template: str) -> Sequence[Generation]: ...
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One template's part of a pool at one instant."""
+
+    sizes: Counter[str]
+    generations: Counter[int]
+    """VMs by generation; the live one is there also when it has none."""
+    live: int
+    """Of several pools the lowest, so that one that stays behind shows."""
+
+    def __add__(self, other: _Seen) -> _Seen:
+        sizes, generations = self.sizes.copy(), self.generations.copy()
+        sizes.update(other.sizes)  # `+` would drop what is zero
+        generations.update(other.generations)
+        return _Seen(sizes, generations, min(self.live, other.live))
 
 
 class PoolGauges(Collector):
@@ -54,24 +91,39 @@ class PoolGauges(Collector):
         self._watched.append(_Watched(pool))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        sizes: dict[str, dict[str, int]] = {}
+        seen: dict[str, _Seen] = {}
         for watched in list(self._watched):
             if watched.is_over:
                 self._watched.remove(watched)
                 continue
             for template, found in watched.ask().items():
-                total = sizes.setdefault(template, dict.fromkeys(found, 0))
-                for name, number in found.items():
-                    total[name] += number
-        vms = GaugeMetricFamily("sandbox_vms", "VMs by state.", labels=("template", "state"))
-        waiting = GaugeMetricFamily("sandbox_waiting_claims", "Callers that wait for a VM.", labels=("template",))
-        target = GaugeMetricFamily("sandbox_target_ready_vms", "So many should be ready.", labels=("template",))
-        for template, found in sizes.items():
-            for state in _STATES:
-                vms.add_metric((template, state), found[state])
-            waiting.add_metric((template,), found["waiting"])
-            target.add_metric((template,), found["target"])
-        yield from (vms, waiting, target)
+                seen[template] = seen[template] + found if template in seen else found
+        yield from _sizes(seen)
+        yield from _generations(seen)
+
+
+def _sizes(seen: dict[str, _Seen]) -> Iterator[GaugeMetricFamily]:
+    vms = GaugeMetricFamily("sandbox_vms", "VMs by state.", labels=("template", "state"))
+    waiting = GaugeMetricFamily("sandbox_waiting_claims", "Callers that wait for a VM.", labels=("template",))
+    target = GaugeMetricFamily("sandbox_target_ready_vms", "So many should be ready.", labels=("template",))
+    for template, found in seen.items():
+        for state in _STATES:
+            vms.add_metric((template, state), found.sizes[state])
+        waiting.add_metric((template,), found.sizes["waiting"])
+        target.add_metric((template,), found.sizes["target"])
+    yield from (vms, waiting, target)
+
+
+def _generations(seen: dict[str, _Seen]) -> Iterator[GaugeMetricFamily]:
+    vms = GaugeMetricFamily(
+        "sandbox_generation_vms", "VMs by the generation of their template.", labels=("template", "generation")
+    )
+    live = GaugeMetricFamily("sandbox_live_generation", "New VMs come from this generation.", labels=("template",))
+    for template, found in seen.items():
+        for generation, count in sorted(found.generations.items()):
+            vms.add_metric((template, str(generation)), count)
+        live.add_metric((template,), found.live)
+    yield from (vms, live)
 
 
 class _Watched:
@@ -80,15 +132,15 @@ class _Watched:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._templates = ("default", *pool.config.more)
-        self._last: dict[str, dict[str, int]] = {}
+        self._last: dict[str, _Seen] = {}
 
     @property
     def is_over(self) -> bool:
         pool = self._pool()
         return pool is None or pool.is_closed
 
-    def ask(self) -> dict[str, dict[str, int]]:
-        """Return sizes by template. The last known ones if the loop does not answer: it is busy, or has ended."""
+    def ask(self) -> dict[str, _Seen]:
+        """Return what is seen of each template; what was seen last if the loop does not answer: it is busy or over."""
         if threading.get_ident() == self._thread:
             self._look()
             return self._last
@@ -111,8 +163,15 @@ class _Watched:
         found = {}
         for template in self._templates:
             try:
-                sizes = pool.statistics(template)
+                sizes, generations = pool.statistics(template), pool.generations(template)
             except KeyError:  # the pool is not open yet
                 continue
-            found[template] = {name: getattr(sizes, name) for name in (*_STATES, "waiting", "target")}
+            vms: Counter[int] = Counter()
+            for one in generations:
+                vms[one.generation] += sum(getattr(one, state) for state in _STATES)
+            found[template] = _Seen(
+                sizes=Counter({name: getattr(sizes, name) for name in (*_STATES, "waiting", "target")}),
+                generations=vms,
+                live=next(one.generation for one in generations if one.is_live),
+            )
         self._last = found
