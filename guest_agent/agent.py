@@ -104,17 +104,18 @@ class Agent:
         proof = self.identity.apply(*told)
         return time.time_ns(), wire.PROTOCOL_VERSION, AGENT_VERSION, *proof
 
+    def dismiss_spare(self):
+        if (spare := self.spare) is not None:
+            spare.dismiss()
+            _, status, usage = os.wait4(spare.pid, 0)
+            self.children.pop(spare.pid).exited(status, usage)
+
     def start(self, ident, payload):
         """Have the spare serve a request, if it can, or a new execution."""
         request = wire.decode_json(payload)
         is_alone, self._spare_is_alone = self._spare_is_alone and not cgroup.is_left_over(), False
-        spare = self.spare
-        if spare is not None and spare.take(ident, payload, request, is_alone):
-            self.spare = None
-            return
-        if spare is not None and spare.is_spent:
-            self.spare = None
-        self._load().Execution(self).start(ident, request)
+        if self.spare is None or not self.spare.take(ident, payload, request, is_alone):
+            self._load().Execution(self).start(ident, request)
 
     def _load(self):
         """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first.
@@ -130,7 +131,10 @@ class Agent:
 
     def quiesce(self):
         """Leave nothing in motion: what is in memory now is in every clone."""
+        memory.is_for_clones = True
+        self.dismiss_spare()
         self.make_spare()
+        cgroup.restock()
         self.spare.wait_ready()
         hpet.stop()
         os.sync()
@@ -153,9 +157,6 @@ class Agent:
     def send(self, kind, ident, payload=b""):
         self.channel.send(wire.encode_header(kind, self.epoch, ident, len(payload)), payload)
 
-    def send_json(self, kind, ident, message):
-        self.channel.send(wire.encode_json(kind, self.epoch, ident, message))
-
     def hear_of_deaths(self, _events):
         orphans.forget(self._deaths)
         self.reap()
@@ -175,16 +176,20 @@ class Agent:
         self._dead_are_left = True
 
 
+def _make(told):
+    boot.mount_everything()
+    boot.protect_self()
+    agent = Agent(boot.open_port())
+    told("agent")
+    return agent
+
+
 def main(told):
     """Be the guest's init. `told` is called with each stage of the boot that has ended."""
     become = None
     try:
         told("import")
-        boot.mount_everything()
-        boot.protect_self()
-        agent = Agent(boot.open_port())
-        told("agent")
-        agent.serve()
+        _make(told).serve()
     except Unwind as request:  # only in a forked child
         become = request
     except Exception:

@@ -17,6 +17,8 @@ from wire import Kind
 
 _ORDER_BYTES = 60 * 1024  # what a pipe takes whole, so that a child that does not read holds nobody up
 _READY_MS = 5000
+# A child that was made ahead may hold copies of the agent's pages: it serves nobody who may hold less.
+_OWN_BYTES = 32 * 1024 * 1024
 _INPUTS = (Kind.STDIN, Kind.ASK)
 
 
@@ -60,10 +62,13 @@ class Body:
 
         If it was alone since it was made, nobody has stopped it, and what it found out then still holds.
         """
+        limits = request.get("limits") or {}
         if self.pid is None or len(payload) > _ORDER_BYTES or request.get("pty"):
             return False
+        if (limits.get("memory_bytes") or _OWN_BYTES) < _OWN_BYTES:
+            return False
         try:
-            self.group.limit(request.get("limits") or {})
+            self.group.limit(limits)
             if not is_alone:
                 os.kill(self.pid, signal.SIGCONT)
             os.write(self._orders, (AS_PREPARED if is_alone else LOOK_AGAIN) + payload)

@@ -108,9 +108,9 @@ class Become(Unwind):
             self._dress(user)
         except (LookupError, OSError):  # root has removed something: whoever asks for it is told
             pass
-        if memory.is_for_clones:
-            memory.own()
         try:
+            if memory.is_for_clones:
+                memory.own()
             os.write(self._ends.ready, SPENT.pack(time.process_time()))
         except BrokenPipeError:  # the request was faster
             pass

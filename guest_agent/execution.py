@@ -45,20 +45,23 @@ class Execution:
     def make_ahead(self):
         """Fork a child that waits for a request. Raises `OSError` when the guest has no room for it."""
         self._body = Body()
+        self._adopt()
         self._take_ends(_STDIO)
 
     def wait_ready(self):
         self._body.wait_ready()
 
-    @property
-    def is_spent(self):
-        """Whether the child that was made ahead can serve nothing any more."""
-        return self._body.pid is None
+    def dismiss(self):
+        """Let the child that was made ahead end: there will be no request."""
+        self._body.close()
 
     def take(self, ident, payload, request, is_alone):
-        """Hand a request to the child that was made ahead; return False, and change nothing, if it cannot serve it."""
+        """Hand a request to the child that was made ahead; return False if it cannot serve it."""
         received = time.monotonic() if request.get("trace") else None
-        if not self._body.take(payload, request, is_alone):
+        was_taken = self._body.take(payload, request, is_alone)
+        if was_taken or self._body.pid is None:  # else it may serve another one
+            self.agent.spare = None
+        if not was_taken:
             return False
         self._begin(ident, received)
         if request.get("control"):
@@ -76,6 +79,7 @@ class Execution:
             self.id = ident
             self._refuse(f"sandbox: cannot start a process in the guest: {error.strerror}\n")
             return
+        self._adopt()
         self._take_ends(_STDIO + _CONTROL)
         self._begin(ident, received)
 
@@ -86,10 +90,12 @@ class Execution:
         self.agent.executions[ident] = self
         self.agent.send(Kind.STARTED, ident, wire.pid(self.pid))
 
-    def _take_ends(self, kinds):
-        """Attend to our ends of the child's pipes of these kinds, as far as there are such."""
+    def _adopt(self):
         self.pid = self._body.pid
         self.agent.children[self.pid] = self
+
+    def _take_ends(self, kinds):
+        """Attend to our ends of the child's pipes of these kinds, as far as there are such."""
         is_terminal = self._body.terminal is not None
         for kind in kinds:
             fd = self._body.ends.pop(kind, None)
@@ -233,7 +239,7 @@ def _json(value):
     if value is None:
         return "null"
     if isinstance(value, int):
-        return value
+        return str(value)
     import json  # noqa: PLC0415 - a good end needs none
 
     return json.dumps(value)

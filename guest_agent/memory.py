@@ -1,17 +1,21 @@
 """Having pages at hand before a snapshot, so that no clone has to ask its kernel for them one by one."""
 
 import ctypes
+import os
+
+import boot
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
-is_for_clones = True
+is_for_clones = False
 """Whether what is made now will be in a snapshot. Each page that two processes share costs a clone a fault later."""
 
 
 def own():
     """Map all of this process's code, and give it its own copy of every page that it may write."""
-    with open("/proc/self/maps") as file:
+    maps = os.open("self/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=boot.proc)
+    with open(maps) as file:
         lines = file.readlines()
     for line in lines:
         span, rights, _, _, inode, *name = line.split(maxsplit=5)

@@ -7,7 +7,6 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-_SHARED = Path("/dev/shm")  # noqa: S108 - whose directory below it is, is looked at
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
@@ -34,13 +33,13 @@ class Paths:
     def default(cls) -> Paths:
         """`/var/lib` and `/run` for root, the XDG directories for everybody else.
 
-        Where the runtime directory would lie on a disk, as in containers, it is below `/dev/shm` instead, if that is in
-        memory: libvirt flushes its record of a VM to the disk a dozen times for each start.
-        `SANDBOX_DATA_DIR` and `SANDBOX_RUNTIME_DIR` override both.
+        Where root's runtime directory would lie on a disk, as in containers, it is below `/dev/shm` instead, if that is
+        in memory: libvirt flushes its record of a VM to the disk a dozen times for each start. (What users keep in
+        `/dev/shm`, logind may remove when they log out.) `SANDBOX_DATA_DIR` and `SANDBOX_RUNTIME_DIR` override both.
         """
         uid = os.geteuid()
         if uid == 0:
-            data, runtime = Path("/var/lib/sandbox"), Path("/run/sandbox")
+            data, runtime = Path("/var/lib/sandbox"), _RUNTIME_OF_ROOT
         else:
             cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
             xdg_runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -48,13 +47,12 @@ class Paths:
             runtime = Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{uid}")  # noqa: S108 - its owner is checked
         return cls(
             data=Path(os.environ.get("SANDBOX_DATA_DIR") or data).absolute(),
-            runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or in_memory(runtime, _SHARED / f"sandbox-{uid}")),
+            runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or runtime).absolute(),
         )
 
 
 def in_memory(usual: Path, instead: Path) -> Path:
-    """Return `usual`, absolute; or `instead` if that alone is in memory and nobody else has it."""
-    usual = usual.absolute()
+    """Return `usual`; or `instead` if that alone is in memory and nobody else has it."""
     kinds = _kinds_of_file_systems()
     if _kind(usual.parent, kinds) in _MEMORY or _kind(instead.parent, kinds) not in _MEMORY:
         return usual
@@ -84,6 +82,10 @@ def _kinds_of_file_systems() -> dict[int, str]:
         major, minor = map(int, before.split()[2].split(":"))
         found[os.makedev(major, minor)] = after.split()[0]
     return found
+
+
+# Found out once, here, because later questions come from event loops.
+_RUNTIME_OF_ROOT = in_memory(Path("/run/sandbox"), Path("/dev/shm/sandbox"))  # noqa: S108 - its owner is looked at
 
 
 def make_directory(path: Path, mode: int = 0o755) -> None:

@@ -47,7 +47,7 @@ async def test_the_next_tenant_finds_nothing(template: Template, capsys: pytest.
     """
     path = Path(EVIDENCE) if EVIDENCE else None
     record = await asyncio.to_thread(CanaryRecord.load, path, PAIRS)
-    record.environments.append(await asyncio.to_thread(environment, template))
+    record.environments.append(await asyncio.to_thread(environment, template.host, template.spec))
     numbers = iter(range(record.pairs, PAIRS))
     before, started = record.seconds, time.monotonic()
 

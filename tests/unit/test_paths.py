@@ -64,5 +64,5 @@ def test_the_kernel_tells_file_systems_apart() -> None:
 def test_variables_override_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever names directories gets those."""
     monkeypatch.setenv("SANDBOX_DATA_DIR", "/d")
-    monkeypatch.setenv("SANDBOX_RUNTIME_DIR", "/r")
-    assert Paths.default() == Paths(data=Path("/d"), runtime=Path("/r"))
+    monkeypatch.setenv("SANDBOX_RUNTIME_DIR", "r")
+    assert Paths.default() == Paths(data=Path("/d"), runtime=Path.cwd() / "r"), "a relative one becomes absolute"

@@ -58,7 +58,8 @@ class End(BaseModel):
     signal: int | None = Field(ge=1, le=SIGNAL_MAX)
     cpu_us: int | None = Field(default=None, ge=0, le=_MICROSECONDS_MAX)
     peak_memory_bytes: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
-    oom_kills: int = Field(default=0, ge=0, le=_COUNT_MAX)
+    oom_kills: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
+    """Counted after a bad end only."""
     evidence: Evidence | None = None
     stamps: Stamps | None = None
 
@@ -132,7 +133,9 @@ def _explain(end: End, ordered: Cause | None, why: str, duration: float) -> tupl
 
 
 def _evidence(end: End) -> Mapping[str, object]:
-    found: dict[str, object] = {"oom_kills": end.oom_kills, "peak_memory_bytes": end.peak_memory_bytes}
+    found: dict[str, object] = {"peak_memory_bytes": end.peak_memory_bytes}
+    if end.oom_kills is not None:
+        found["oom_kills"] = end.oom_kills
     if end.signal is not None:
         found["signal"] = signal_name(end.signal)
     if end.evidence is not None:

@@ -45,7 +45,7 @@ class Identity:
         return HELLO.pack(self.entropy, time.time_ns() + int(ahead * 1e9), self.nonce, *self._names)
 
     def verify(self, payload: bytes) -> Ready:
-        """Return the guest's answer; raise `ProtocolError` unless it proves that identity and entropy are in force."""
+        """Return the guest's answer; raise `ProtocolError` unless it confirms this identity, and so its entropy."""
         if len(payload) != READY.size:
             raise ProtocolError(f"the guest's READY has {len(payload)} bytes, not {READY.size}; rebuild its image")
         ready = Ready(*READY.unpack(payload))
@@ -82,7 +82,10 @@ class Receipt:
     """Guest clock minus host clock in seconds, at most `round_trip` off."""
     round_trip: float
     randomness_renewed: bool = True
-    """The guest has proved that this machine's own entropy is in its kernel's generator; there is no other receipt."""
+    """The guest has confirmed that its kernel's generator was reseeded from this machine's own entropy.
+
+    There is no other receipt. A guest that lies about this harms its own caller only.
+    """
     proved_at: float = field(default_factory=time.monotonic, repr=False)
     """When, by the monotonic clock; a VM that was paused proves it again when it is woken."""
     origin: Origin = "boot"
