@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.bench.compare import compare
 from sandbox.bench.figure import Figure
-from sandbox.bench.gate import TOLERANCE, incomparable, regressions
+from sandbox.bench.gate import TOLERANCE, TOLERANCE_ELSEWHERE, incomparable, regressions, tolerance
 
 # What each is divided by, its unit, its size, that of the divisor, samples, and the spread of both in real runs.
 SHAPES = {
@@ -49,6 +49,18 @@ def _fails(now: Figure, then: Figure) -> bool:
 def test_a_change_that_costs_half_as_much_again_fails_the_gate(ident: str, seed: int) -> None:
     """Each of the four figures is guarded."""
     assert _fails(_measured(ident, seed, work=1.5), _measured(ident, seed + 100))
+
+
+def test_another_machine_is_given_more() -> None:
+    """What is a loss on one machine may be the other machine; half as much again still fails."""
+    here, there = {"machine": "a", "cores": 2}, {"machine": "b", "cores": 2}
+    assert tolerance(here, dict(here)) == TOLERANCE
+    assert tolerance(here, there) == tolerance(here, {}) == TOLERANCE_ELSEWHERE
+    then = _measured("M1", 100)
+    worse, much_worse = (compare([_measured("M1", 1, work=work)], {"M1": then}) for work in (1.18, 1.5))
+    assert regressions(worse)
+    assert not regressions(worse, TOLERANCE_ELSEWHERE)
+    assert regressions(much_worse, TOLERANCE_ELSEWHERE)
 
 
 @pytest.mark.parametrize("ident", SHAPES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.bench.compare import Change, compare
 from sandbox.bench.environment import environment
 from sandbox.bench.figure import Figure
-from sandbox.bench.gate import incomparable, missed_targets, regressions
+from sandbox.bench.gate import TOLERANCE, incomparable, missed_targets, regressions, tolerance
 from sandbox.bench.overview import overview
 from sandbox.bench.peers import measure_peers
 from sandbox.bench.report import html
@@ -64,7 +64,7 @@ def run_bench(request: BenchRequest) -> int:
         check_report_file("--html", request.html)
         check_report_file("--svg", request.svg)
         wanted = _wanted(request.only, scaling=request.scaling, peers=request.peers)
-        before = Run.load(request.compare).figures if request.compare is not None else {}
+        before = Run.load(request.compare) if request.compare is not None else Run({}, {}, {})
         if request.recorded is not None:
             return _show_recorded(Run.load(request.recorded), before, request)
     except SandboxError as error:
@@ -102,21 +102,22 @@ def _is_meant(name: str, ident: str) -> bool:
     return ident == name or (ident.startswith(name) and ident[len(name) :].isalpha() and name[-1].isdigit())
 
 
-def _show_recorded(recorded: Run, before: dict[str, Figure], request: BenchRequest) -> int:
+def _show_recorded(recorded: Run, before: Run, request: BenchRequest) -> int:
     """Print and draw a recorded run, or the figures of it that were asked for."""
     existing = list(recorded.figures)
     asked = existing if request.only is None else _chosen(request.only, existing)
     traces = {name: spans for name, spans in recorded.traces.items() if name in explaining(asked)}
     shown = replace(recorded, figures={ident: recorded.figures[ident] for ident in asked}, traces=traces)
     _tell(shown, request)
-    for change in compare(list(shown.figures.values()), before):
+    for change in compare(list(shown.figures.values()), before.figures):
         complain(str(change))
     return 0
 
 
-async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchRequest) -> int:
+async def _bench(wanted: _Wanted, before: Run, request: BenchRequest) -> int:
     load = os.getloadavg()[0]
     template = await Template.ensure(TemplateConfig(), HostConfig())
+    surroundings = _surroundings(template, load)
     suite, figures = Suite(template, request.samples, log.progress), list[Figure]()
     traces: Mapping[str, Sequence[Span]] = {}
     is_whole = False
@@ -138,8 +139,8 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
             for note in suite.notes:
                 complain(note)
             by_id = {figure.id: figure for figure in figures}
-            _tell(Run(by_id, _surroundings(template, load), pending(), suite.notes, traces), request)
-    changes = compare(figures, before)
+            _tell(Run(by_id, surroundings, pending(), suite.notes, traces), request)
+    changes = compare(figures, before.figures)
     for change in changes:
         complain(str(change))
     if not request.gate:
@@ -147,11 +148,19 @@ async def _bench(wanted: _Wanted, before: dict[str, Figure], request: BenchReque
     if request.compare is None:
         failed = missed_targets(figures)
     else:
-        failed = incomparable(figures, before)
-        failed += [f"{change.id}: worse than before" for change in await _confirmed(suite, changes, before)]
+        failed = incomparable(figures, before.figures)
+        worse = await _confirmed(suite, changes, before.figures, _allowed(surroundings, before.surroundings))
+        failed += [f"{change.id}: worse than before" for change in worse]
     for said in failed:
         complain(f"gate: {said}")
     return MISSED if failed else 0
+
+
+def _allowed(now: Mapping[str, object], then: Mapping[str, object]) -> float:
+    allowed = tolerance(now, then)
+    if allowed != TOLERANCE:
+        complain(f"the earlier run is of another kind of machine: a figure may be worse by {allowed:.0%}")
+    return allowed
 
 
 def _progress(done: int, count: int, seconds: float) -> str:
@@ -160,10 +169,10 @@ def _progress(done: int, count: int, seconds: float) -> str:
     return said if done < _ENOUGH else f"{said}, some {math.ceil(seconds / done * (count - done) / 60)} min left"
 
 
-async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figure]) -> list[Change]:
+async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figure], allowed: float) -> list[Change]:
     """Measure what got worse once more, and return what still is: a neighbour's load passes, a change of ours stays."""
     confirmed = []
-    for change in regressions(changes):
+    for change in regressions(changes, allowed):
         if change.id not in FIGURES:
             confirmed.append(change)
             continue
@@ -171,7 +180,7 @@ async def _confirmed(suite: Suite, changes: list[Change], before: dict[str, Figu
         again = compare([await suite.measured_again(change.id)], before)
         for second in again:
             complain(str(second))
-        confirmed += regressions(again)
+        confirmed += regressions(again, allowed)
     return confirmed
 
 
