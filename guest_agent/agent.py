@@ -22,6 +22,7 @@ from unwind import Unwind
 from wire import Kind
 
 AGENT_VERSION = 3
+_SETTLING = 0.3  # for what the kernel has put off, control groups that were removed among it: else each clone does it
 _PATIENCE = 0.1  # for what the host may have to say when it has heard from a guest that has just booted
 _REAPED_AT_ONCE = 500  # then the host is heard again, however fast processes die
 
@@ -84,6 +85,9 @@ class Agent:
             raise wire.FrameError(f"a frame of epoch {frame.epoch} reached epoch {self.epoch}")
         elif frame.kind is Kind.PING:
             self.send(Kind.PONG, 0)
+        elif frame.kind is Kind.PREPARE:
+            self.prepare()
+            self.send(Kind.PREPARED, 0)
         elif frame.kind is Kind.QUIESCE:
             self.quiesce()
         elif frame.kind is Kind.START:
@@ -129,19 +133,25 @@ class Agent:
             self._programs = execution
         return self._programs
 
-    def quiesce(self):
-        """Leave nothing in motion: what is in memory now is in every clone."""
+    def prepare(self):
+        """Do what every clone then finds done, as long as nobody waits for it."""
         memory.is_for_clones = True
         self.dismiss_spare()
         self.make_spare()
         cgroup.restock()
         self.spare.wait_ready()
-        hpet.stop()
         os.sync()
         gc.collect()
-        gc.freeze()
         memory.own()
+        time.sleep(_SETTLING)
+
+    def quiesce(self):
+        """Leave nothing in motion: what is in memory now is in every clone."""
+        if not memory.is_for_clones:
+            self.prepare()
         memory.is_for_clones = False
+        hpet.stop()
+        gc.freeze()
         self.send(Kind.QUIESCED, 0)
         self.channel.flush()
         self.epoch = None

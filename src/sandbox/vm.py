@@ -132,10 +132,15 @@ class VM(Sandbox):
         identity = Identity(hostname=self.name, machine_id=names.machine_id, boot_id=names.boot_id)
         self._proof = await self._client.handshake(identity, READY_SECONDS, is_cold=False)
 
+    async def prepare(self, timeout: float) -> None:
+        """Have the guest do ahead what takes time before a snapshot."""
+        await self._client.prepare(timeout)
+
     async def quiesce(self, timeout: float) -> None:
         """Bring the guest to rest for a snapshot; afterwards it takes nothing but a new identity.
 
-        Raises `StateError` for a VM that a source has given to a caller: what somebody has used is never frozen.
+        That is quick where `prepare` came just before. Raises `StateError` for a VM that a source has given to a
+        caller: what somebody has used is never frozen.
         """
         if self.is_lent:
             raise StateError(f"{self.name} was lent: only a machine that nobody has used can become a template")

@@ -60,6 +60,7 @@ class Kind(IntEnum):
     ASK = 8  # bytes for a server's control stream
     RESIZE = 9  # the terminal has so many rows and columns now
     PING = 10
+    PREPARE = 11  # do what takes time before a snapshot
 
     READY = 65  # the answer to HELLO
     OUT = 66
@@ -70,6 +71,7 @@ class Kind(IntEnum):
     ANSWER = 71  # bytes from a server's control stream
     STARTED = 72  # the execution has a process now
     PONG = 73
+    PREPARED = 74
 
 
 _KINDS: Mapping[int, Kind] = {int(kind): kind for kind in Kind}
@@ -89,6 +91,7 @@ HOST_LIMITS: Mapping[int, int] = {
     Kind.ASK: CHUNK_BYTES,
     Kind.RESIZE: _PAIR.size,
     Kind.PING: 0,
+    Kind.PREPARE: 0,
 }
 """The largest payload of each kind that the host may send."""
 
@@ -102,6 +105,7 @@ GUEST_LIMITS: Mapping[int, int] = {
     Kind.ANSWER: CHUNK_BYTES,
     Kind.STARTED: _PID.size,
     Kind.PONG: 0,
+    Kind.PREPARED: 0,
 }
 """The largest payload of each kind that the guest may send."""
 

@@ -19,7 +19,8 @@ from sandbox.hypervisor.stream import SocketStream
 from sandbox.wire import GUEST_LIMITS, Kind, encode
 from tests.fakes.virtual_time import VirtualTimeLoop
 
-_KINDS = [*GUEST_LIMITS, Kind.OUT, Kind.ANSWER, Kind.ANSWER]
+# Inputs name kinds by their place: a new one goes to the end, where it takes the place of nothing but a repetition.
+_KINDS = [*(kind for kind in GUEST_LIMITS if kind != Kind.PREPARED), Kind.OUT, Kind.ANSWER, Kind.PREPARED]
 _SLOWEST_SECONDS = 1.0
 _MOST_BYTES = 4 * 1024 * 1024
 

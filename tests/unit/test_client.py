@@ -143,6 +143,7 @@ async def _refused(client: GuestClient) -> None:
         (Kind.OUT, 7, b"x", 0),  # of an execution that never was
         (Kind.READY, 0, bytes(READY.size), 0),  # not asked for
         (Kind.QUIESCED, 0, b"", 0),
+        (Kind.PREPARED, 0, b"", 0),
         (Kind.EXITED, 1, b"{}", 0),
         (Kind.EXITED, 1, b'{"code": 0, "signal": 9, "cpu_us": 1}', 0),  # both
         (Kind.EXITED, 1, b'{"code": null, "signal": null, "cpu_us": 1}', 0),  # neither

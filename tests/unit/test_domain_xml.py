@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ GENERATION = "c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e02"
 SPEC = MachineSpec(Path("/i/vmlinux"), Path("/i/initrd"), Path("/i/root.erofs"), memory_mib=256, vcpus=1)
 
 
-def _xml(accelerator: AcceleratorKind) -> str:
+def _xml(accelerator: AcceleratorKind, spec: MachineSpec = SPEC) -> str:
     platform = Platform("/usr/bin/qemu-system-x86_64", "10.0.2", "pc-q35-10.0", accelerator, "a processor")
     return domain_xml(
-        SPEC,
+        spec,
         platform,
         name="vm",
         uuid="c7a1f5be-3a6f-4b0e-9d62-6a9f5d3c1e01",
@@ -30,6 +31,13 @@ def _xml(accelerator: AcceleratorKind) -> str:
 def test_a_generation_id_is_there_under_kvm_only(accelerator: AcceleratorKind, has_generation: bool) -> None:
     """Under KVM the guest's kernel hears by itself that it is a clone; emulated ones hear it from the handshake."""
     assert (f"<genid>{GENERATION}</genid>" in _xml(accelerator)) is has_generation
+
+
+def test_only_a_machine_that_boots_has_a_kernel() -> None:
+    """A clone's QEMU need not read one; it loads the state of a guest whose kernel runs."""
+    assert "<kernel>" in _xml("tcg")
+    clone = replace(SPEC, memory_file=Path("/t/memory"), state=Path("/t/state"))
+    assert "<kernel>" not in _xml("tcg", clone)
 
 
 def test_emulated_processors_lack_what_is_slow_in_software() -> None:

@@ -98,7 +98,7 @@ def _cases(chance: random.Random) -> list[Callable[[], bytes]]:
         return encode(of_execution(), 7, ident, chance.choice([b"", b"x", json.dumps(END).encode()]))
 
     def not_asked_for() -> bytes:
-        kind = chance.choice([Kind.READY, Kind.QUIESCED, Kind.PONG])
+        kind = chance.choice([Kind.READY, Kind.PREPARED, Kind.QUIESCED, Kind.PONG])
         return encode(kind, 7, chance.choice([0, 1]), bytes(GUEST_LIMITS[kind]))
 
     def bad_end() -> bytes:

@@ -113,7 +113,7 @@ class ExecutionMachine(RuleBasedStateMachine):
             self.spent[stream] -= count
 
     @precondition(lambda self: self.channel.client.lost is None)
-    @rule(kind=st.sampled_from([Kind.READY, Kind.PONG, Kind.QUIESCED, Kind.ANSWER]))
+    @rule(kind=st.sampled_from([Kind.READY, Kind.PONG, Kind.PREPARED, Kind.QUIESCED, Kind.ANSWER]))
     def never(self, kind: Kind) -> None:
         payload = {Kind.READY: bytes(44), Kind.ANSWER: b"x"}.get(kind, b"")
         self.say(kind, payload, is_honest=False)

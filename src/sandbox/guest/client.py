@@ -32,6 +32,7 @@ from sandbox.wire import (
     encode_json,
 )
 
+_ANSWERS = (Kind.READY, Kind.PREPARED, Kind.QUIESCED)
 _HIGH_WATER = 1024 * 1024
 _CLOCK_ATTEMPTS = 3
 _LONGEST_DELAY = 0.3
@@ -122,6 +123,10 @@ class GuestClient:
             clock_offset=offset,
             round_trip=(answered - sent) / 1e9,
         )
+
+    async def prepare(self, timeout: float) -> None:
+        """Have the guest do what takes time before a snapshot; it goes on running."""
+        await self._ask(encode(Kind.PREPARE, self._epoch), Kind.PREPARED, timeout)
 
     async def quiesce(self, timeout: float) -> None:
         """Bring the guest to rest; afterwards it answers nothing but a new handshake."""
@@ -225,7 +230,7 @@ class GuestClient:
     def _on_frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:
             raise FrameError(f"a frame of epoch {frame.epoch} came in epoch {self._epoch}")
-        if frame.kind in (Kind.READY, Kind.QUIESCED):
+        if frame.kind in _ANSWERS:
             if frame.kind is not self._reply_kind or self._reply is not None:
                 raise FrameError(f"{frame.kind.name} was not asked for")
             self._reply = frame

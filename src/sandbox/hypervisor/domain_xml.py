@@ -51,15 +51,13 @@ def domain_xml(
     `trace` is a file that QEMU writes a log of its start to.
     """
     kind = "kvm" if platform.accelerator == "kvm" else "qemu"
-    words = command_line(platform.accelerator) + (f" {_TRACED_BOOT}" if spec.is_traced else "")
     arguments = "".join(f"<qemu:arg value={quoteattr(value)}/>" for value in _arguments(spec, console, trace))
     return f"""\
 <domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name><uuid>{uuid}</uuid>{_generation(kind, genid)}
   <memory unit='MiB'>{spec.memory_mib}</memory><vcpu>{spec.vcpus}</vcpu>
   <os>
-    <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>
-    <kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{words}</cmdline>
+    <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>{_kernel(spec, platform)}
   </os>
   <features><acpi/><apic/><smm state='off'/><vmport state='off'/><ps2 state='off'/>{_translation(kind)}</features>
   {_processor(platform)}
@@ -92,6 +90,14 @@ def domain_xml(
 def command_line(accelerator: AcceleratorKind) -> str:
     """Return the kernel's command line. Mitigations of a processor's flaws have no object where it is emulated."""
     return _COMMAND_LINE if accelerator == "kvm" else f"{_COMMAND_LINE} mitigations=off"
+
+
+def _kernel(spec: MachineSpec, platform: Platform) -> str:
+    """Return what is booted. A clone never boots: its QEMU need not read a kernel, and its guest cannot restart."""
+    if spec.state is not None:
+        return ""
+    words = command_line(platform.accelerator) + (f" {_TRACED_BOOT}" if spec.is_traced else "")
+    return f"<kernel>{_text(spec.kernel)}</kernel><initrd>{_text(spec.initrd)}</initrd><cmdline>{words}</cmdline>"
 
 
 def _processor(platform: Platform) -> str:

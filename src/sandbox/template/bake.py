@@ -75,8 +75,9 @@ async def unpublished(
             await _warm(vm)
             await check_clock(vm)
             report = (await lint(vm)).check()
-            started = time.monotonic()
             try:
+                await vm.prepare(READY_SECONDS)
+                started = time.monotonic()
                 await vm.quiesce(READY_SECONDS)
             except GuestLost as error:
                 raise TemplateError(f"the guest did not come to rest for the snapshot: {error}") from error
