@@ -79,8 +79,8 @@ async def test_state_that_cannot_be_loaded_is_refused_at_once(template: Template
 
 
 async def test_missing_kernel_is_refused_with_its_path(template: Template) -> None:
-    """A file that is not there is named."""
-    spec = dataclasses.replace(template.spec, kernel=Path("/no/such/kernel"))
+    """A file that is not there is named, where a machine boots; a clone does without."""
+    spec = dataclasses.replace(template.spec, memory_file=None, state=None, kernel=Path("/no/such/kernel"))
     with pytest.raises(HypervisorError, match="/no/such/kernel"):
         await template.host.start(spec)
 
