@@ -4,6 +4,7 @@ One is made ahead of its request, in idle time, because forking and leaving the 
 rest; it is in the snapshot, too, so that a clone's first program finds it.
 """
 
+import errno
 import fcntl
 import os
 import select
@@ -99,10 +100,14 @@ class Body:
             return b""
 
     def wait_ready(self):
-        """Return when it has done all that can be done ahead, so that no snapshot is taken of it in between."""
+        """Return when it has done all that can be done ahead; raise `OSError` if it does not get there.
+
+        A snapshot of one that is on its way, or dead, would make every clone of it slow, and nobody would be told.
+        """
         poll = select.poll()
         poll.register(self._ready, select.POLLIN)
-        poll.poll(_READY_MS)
+        if not any(events & select.POLLIN for _, events in poll.poll(_READY_MS)):
+            raise OSError(errno.ECHILD, "the child made ahead does not become ready")
 
     def resize(self, rows, columns):
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
