@@ -17,6 +17,7 @@ import pytest
 from sandbox.hypervisor.inventory import owners
 from sandbox.template.template import Template
 from tests.soak.evidence import Evidence, Process
+from tests.soak.heap import grow_tables, malloc_kib
 from tests.soak.lag import Lag
 from tests.soak.sample import ALLOWED_MEMORY, Sample, leaks
 from tests.soak.soak import soak
@@ -96,6 +97,15 @@ def _machines_of(pid: int, runtime: Path) -> list[str]:
 def _number(name: str) -> int:
     """Return the how-manieth VM of its process this is: beyond the first few, callers have had some."""
     return int(name.rpartition("-")[2])
+
+
+def test_tables_that_have_grown_do_not_grow_again() -> None:
+    """What a soak has done to the interpreter before it counts anything is done: ten times as much adds nothing."""
+    grow_tables()
+    before = malloc_kib()
+    for number in range(600_000):
+        sys.intern(f"gone-later-{number}")
+    assert malloc_kib() - before < 300
 
 
 async def test_time_that_others_use_is_not_our_lateness() -> None:

@@ -8,12 +8,26 @@ import sys
 _FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
+_MANY_STRINGS = 60_000
+
+
 class _MallInfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]
 
 
 _mallinfo2 = ctypes.CDLL(None).mallinfo2  # glibc 2.33
 _mallinfo2.restype = _MallInfo
+
+
+def grow_tables() -> None:
+    """Have CPython's table of interned strings grow now, once for all, by what would look like a leak of a MiB later.
+
+    `pathlib` interns each part of a path, and names of VMs are new in each cycle. Strings that are gone leave a mark in
+    the table, which is made anew, twice as large, when it is full of marks: after some 20,000 of them. From then on it
+    stays, however many come, as `tests/proofs/test_soak.py` shows.
+    """
+    for number in range(_MANY_STRINGS):
+        sys.intern(f"gone-{number}")
 
 
 def malloc_kib() -> int:

@@ -21,6 +21,7 @@ from sandbox.template.template import Template
 from tests.soak.cycle import Cycle
 from tests.soak.evidence import Evidence, Process
 from tests.soak.faults import Victims
+from tests.soak.heap import grow_tables
 from tests.soak.lag import Lag
 from tests.soak.sample import Sample, take
 from tests.soak.stop import Stop
@@ -35,6 +36,7 @@ CONFIG = PoolConfig(min_size=3, max_size=7, running_ready=2, priority_seconds=1.
 
 async def soak(evidence: Evidence, path: Path | None, template: Template, stop: Stop | None = None) -> None:
     """Run the cycles that are missing, until told to stop; keep `evidence` up to date, and `path` after every batch."""
+    grow_tables()
     described = await asyncio.to_thread(environment, template.host, template.spec)
     process = Process(described)
     evidence.processes.append(process)
