@@ -133,7 +133,8 @@ class VM(Sandbox):
         self._proof = await self._client.handshake(identity, READY_SECONDS, is_cold=False)
 
     async def prepare(self, timeout: float) -> None:
-        """Have the guest do ahead what takes time before a snapshot."""
+        """Have the guest do ahead what takes time before a snapshot. Raises `StateError` as `quiesce` does."""
+        self._must_be_unused()
         await self._client.prepare(timeout)
 
     async def quiesce(self, timeout: float) -> None:
@@ -142,9 +143,12 @@ class VM(Sandbox):
         That is quick where `prepare` came just before. Raises `StateError` for a VM that a source has given to a
         caller: what somebody has used is never frozen.
         """
+        self._must_be_unused()
+        await self._client.quiesce(timeout)
+
+    def _must_be_unused(self) -> None:
         if self.is_lent:
             raise StateError(f"{self.name} was lent: only a machine that nobody has used can become a template")
-        await self._client.quiesce(timeout)
 
     def declare_stopped(self) -> None:
         """Give it up because its QEMU was found stopped: nothing in it goes on, and nothing would say so."""

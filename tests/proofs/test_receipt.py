@@ -90,6 +90,8 @@ async def test_what_was_lent_never_becomes_a_template(template: Template) -> Non
     async with template.lease() as vm:
         with pytest.raises(StateError, match="nobody has used"):
             await vm.quiesce(5)
+        with pytest.raises(StateError, match="nobody has used"):
+            await vm.prepare(5)
         assert (await vm.run("print(1)")).text == "1\n"
     async with VMPool(PoolConfig(min_size=1), source=template) as pool, pool.acquire(30) as vm:
         with pytest.raises(StateError, match="nobody has used"):

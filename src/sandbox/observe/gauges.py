@@ -19,8 +19,8 @@ _STATES = ("starting", "ready", "leased", "ending")
 _ANSWER_SECONDS = 1.0
 
 
-class Sizes(Protocol):
-    """As much of a pool's statistics as is shown."""
+class ByState(Protocol):
+    """How many VMs are in which state."""
 
     @property
     def starting(self) -> int: ...
@@ -30,27 +30,24 @@ class Sizes(Protocol):
     def leased(self) -> int: ...
     @property
     def ending(self) -> int: ...
+
+
+class Sizes(ByState, Protocol):
+    """As much of a pool's statistics as is shown."""
+
     @property
     def waiting(self) -> int: ...
     @property
     def target(self) -> int: ...
 
 
-class Generation(Protocol):
+class Generation(ByState, Protocol):
     """As much of a generation's statistics as is shown."""
 
     @property
     def generation(self) -> int: ...
     @property
     def is_live(self) -> bool: ...
-    @property
-    def starting(self) -> int: ...
-    @property
-    def ready(self) -> int: ...
-    @property
-    def leased(self) -> int: ...
-    @property
-    def ending(self) -> int: ...
 
 
 class WatchedPool(Protocol):
