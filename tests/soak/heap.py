@@ -6,8 +6,6 @@ import ctypes
 import sys
 
 _FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-
-
 _MANY_STRINGS = 60_000
 
 
@@ -15,7 +13,8 @@ class _MallInfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]
 
 
-_mallinfo2 = ctypes.CDLL(None).mallinfo2  # glibc 2.33
+_libc = ctypes.CDLL(None)
+_mallinfo2 = _libc.mallinfo2  # glibc 2.33
 _mallinfo2.restype = _MallInfo
 
 
@@ -34,6 +33,11 @@ def malloc_kib() -> int:
     """Return what malloc has given out in all its arenas and not got back, libvirt's and CPython's large blocks too."""
     info = _mallinfo2()
     return int(info.uordblks + info.hblkhd) // 1024
+
+
+def trim() -> None:
+    """Have malloc give back every free page of all its arenas, not only those at the end of the heap."""
+    _libc.malloc_trim(0)
 
 
 def python_blocks() -> int:

@@ -32,7 +32,8 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     found = (
         f"QEMU runs as {_user(seen.uid)}, {'with' if seen.has_seccomp_filter else 'without'} a seccomp filter "
         f"(denies {', '.join(seen.denials) or 'nothing more'}), {'with' if seen.capabilities else 'no'} capabilities, "
-        f"core dumps {'off' if seen.core_bytes == 0 else 'on'}, at most {seen.open_files or 'any number of'} open files"
+        f"core dumps {'off' if seen.core_bytes == 0 else 'on'}, "
+        f"at most {seen.open_files or 'any number of'} open files, nice {seen.nice}"
     )
     if host.facts.user is None:
         found += "; that user is you: what takes QEMU over has your rights, less what the filter denies"

@@ -62,6 +62,8 @@ class Confinement:
     """Regular files that it holds open for writing, or has mapped so that writes reach them."""
     groups: tuple[str, ...]
     """Its control groups, as `/proc/PID/cgroup` has them."""
+    nice: int
+    """By how much it yields to others who want a processor; 0 is not at all."""
 
     @classmethod
     def of(cls, pid: int) -> Confinement:
@@ -82,6 +84,7 @@ class Confinement:
             has_defaults="-nodefaults" not in arguments or "-no-user-config" not in arguments,
             writable_files=tuple(sorted(_written(process))),
             groups=tuple((process / "cgroup").read_text().splitlines()),
+            nice=os.getpriority(os.PRIO_PROCESS, pid),
         )
 
     def faults(self) -> list[str]:

@@ -65,7 +65,7 @@ class Hypervisor:
             self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
             self.admission = Admission(config, self.rundir.path.name)
             parts = (self.connection, self.rundir, groups, self.admission)
-            self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit)
+            self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
         except BaseException:
             self.rundir.remove()
             raise
@@ -87,7 +87,7 @@ class Hypervisor:
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
         places = (config.data_dir, config.runtime_dir, config.admission_dir, config.cgroup)
-        bounds = (config.memory_overcommit, config.memory_pressure_max, config.cpu_limit)
+        bounds = (config.memory_overcommit, config.memory_pressure_max, config.cpu_limit, config.nice)
         key = (config.uri, config.accelerator, *places, *bounds)
         with _shared_lock:
             if key not in _shared:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.hypervisor.cgroup import Group
+from sandbox.hypervisor.priority import lower
 from sandbox.hypervisor.process import Process, reap_zombie
 from sandbox.log import log
 
@@ -16,12 +17,14 @@ _CONFINED_SECONDS = 1.0
 
 
 class Midwife:
-    """Finds the process as soon as it exists, puts it into its control group, and reaps it should it die."""
+    """Finds the process as soon as it exists, confines it, has it yield to others, and reaps it should it die."""
 
-    def __init__(self, pid_file: Path, name: str, group: Group | None) -> None:
+    def __init__(self, pid_file: Path, name: str, group: Group | None, nice: int = 0) -> None:
         self._pid_file = pid_file
         self._name = name
         self._group = group
+        self._nice = nice
+        self._is_lowered = nice == 0
         self._is_over = threading.Event()
         self._is_confined = threading.Event()
 
@@ -58,6 +61,8 @@ class Midwife:
                     self._confine(process)
             elif not process.is_alive:
                 process.reap()
+            if process is not None and not self._is_lowered:
+                self._is_lowered = lower(process, self._nice)
         if process is not None:
             process.close()
 

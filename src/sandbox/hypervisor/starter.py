@@ -39,6 +39,7 @@ class Starter:
         *,
         owner: tuple[int, int] | None,
         cpu_limit: float | None,
+        nice: int,
     ) -> None:
         self._connection = connection
         self._rundir = rundir
@@ -46,6 +47,7 @@ class Starter:
         self._admission = admission
         self._owner = owner
         self._cpu_limit = cpu_limit
+        self._nice = nice
 
     def start(
         self, name: str, spec: MachineSpec, platform: Platform, reserve_mib: int, handover: Handover[Started]
@@ -108,7 +110,7 @@ class Starter:
             return
         with stage("make the control group"):
             group = self.groups.make(name, caps(spec, platform, self._cpu_limit))
-        with Midwife(self._pid_file(name), name, group).at_work() as midwife:
+        with Midwife(self._pid_file(name), name, group, self._nice).at_work() as midwife:
             self._connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
 
     def forget(self, name: str) -> None:
