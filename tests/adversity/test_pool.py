@@ -14,6 +14,7 @@ import pytest
 
 from sandbox.config import HostConfig, PoolConfig
 from sandbox.errors import ConfigError, GuestLost, HostResources, PoolClosed, PoolTimeout, StartError, StateError
+from sandbox.pool.policy import YOUNG_LEASE
 from sandbox.pool.pool import VMPool
 from sandbox.pool.statistics import PoolStatistics
 from sandbox.template.template import Template
@@ -67,6 +68,35 @@ async def test_empty_pool_starts_creating_at_once(template: Template) -> None:
         async with pool.acquire(timeout=30) as vm:
             assert time.monotonic() - started < 5
             assert (await vm.run("print(1)")).ok
+
+
+async def _until_one_starts(pool: VMPool) -> None:
+    while not pool.statistics().starting:  # noqa: ASYNC110 - to be seen in the very turn of the loop
+        await asyncio.sleep(0)
+
+
+async def test_replacement_waits_while_the_lease_is_young(pool: VMPool) -> None:
+    """One VM is replaced when its caller has had moments for itself, and at once when a second is claimed."""
+    await pool.wait_ready()
+    began = time.monotonic()
+    async with pool.acquire():
+        await _until_one_starts(pool)
+        assert time.monotonic() - began >= YOUNG_LEASE
+        await pool.wait_ready()
+        began = time.monotonic()
+        async with pool.acquire(), pool.acquire():
+            await _until_one_starts(pool)
+            assert time.monotonic() - began < YOUNG_LEASE
+
+
+async def test_replacement_starts_when_a_young_lease_ends(pool: VMPool) -> None:
+    """Nobody is left to be disturbed."""
+    await pool.wait_ready()
+    began = time.monotonic()
+    lease = await pool.claim()
+    lease.release_nowait()
+    await _until_one_starts(pool)
+    assert time.monotonic() - began < YOUNG_LEASE
 
 
 async def test_max_size_is_never_exceeded(template: Template) -> None:

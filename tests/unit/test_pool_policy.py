@@ -68,6 +68,24 @@ def test_only_idle_shelves_make_room(shelves: list[Census], high: int) -> None:
         assert any(shelf.waiting > shelf.ready + shelf.starting for shelf in shelves)
 
 
+@given(SHELF)
+def test_a_young_lease_delays_one_start_at_most(shelf: Census) -> None:
+    """It delays the replacement of the VM that it took: none that somebody waits for, and no empty pool's."""
+    delayed = replace(shelf, has_young_lease=False).wanted - replace(shelf, has_young_lease=True).wanted
+    assert delayed in (0, 1)
+    if delayed:
+        assert shelf.ready > shelf.stale
+        assert shelf.ready - shelf.stale + shelf.starting == shelf.target + shelf.waiting - 1
+
+
+@given(st.integers(2, 20), st.integers(0, 20))
+def test_the_second_claim_ends_the_delay(target: int, taken: int) -> None:
+    """One of a full warm set is replaced later, all of several at once; so claims, however many, never empty a pool."""
+    ready = max(0, target - taken)
+    shelf = Census(0, ready, taken, 0, 0, target, has_young_lease=True)
+    assert shelf.wanted == (0 if taken <= 1 else target - ready)
+
+
 def test_full_pool_makes_room_for_another_templates_caller() -> None:
     """One waits, all room is taken by VMs that are ready for nobody: one of them goes."""
     due = plan([Census(0, 4, 0, 0, 0, 4), Census(0, 0, 0, 0, 1)], max_size=4, concurrent_starts=2)

@@ -12,6 +12,8 @@ from sandbox.hypervisor.priority import lower
 from sandbox.hypervisor.process import Process, reap_zombie
 from sandbox.log import log
 
+_FIND_SECONDS = 0.002
+"""Until it yields, a QEMU that starts takes its share from one that a caller waits for."""
 _LOOK_SECONDS = 0.01
 _CONFINED_SECONDS = 1.0
 
@@ -54,7 +56,7 @@ class Midwife:
 
     def _watch(self) -> None:
         process = None
-        while not self._is_over.wait(_LOOK_SECONDS):
+        while not self._is_over.wait(_FIND_SECONDS if process is None else _LOOK_SECONDS):
             if process is None:
                 process = self._find()
                 if process is not None:

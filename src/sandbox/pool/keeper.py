@@ -135,9 +135,8 @@ class Keeper:
             shelf.evict(evictions)
 
     def _pause(self) -> float | None:
-        """Return seconds until a shelf may start VMs again; None if none backs off."""
-        pauses = [shelf.resume_at - shelf.now() for shelf in self.shelves.values()]
-        return min((pause for pause in pauses if pause > 0), default=None)
+        """Return seconds until a shelf may start VMs that it may not start now; None if no time is in the way."""
+        return min((pause for shelf in self.shelves.values() if (pause := shelf.pause()) > 0), default=None)
 
     def _refuse_all(self, error: SandboxError) -> None:
         for shelf in self.shelves.values():

@@ -11,6 +11,8 @@ FAILURES_UNTIL_BREAK = 3
 _FIRST_BACK_OFF = 0.5
 _LAST_BACK_OFF = 30.0
 _LAST_RENEWAL_BACK_OFF = 3600.0
+YOUNG_LEASE = 0.05
+"""So many seconds a lease has the host to itself, if it can: its caller is waiting for a first result."""
 _GOLDEN = (5**0.5 - 1) / 2
 _HEADROOM = 1.5
 """So much more than the mean is kept ready where the target follows the claims: they come in bursts."""
@@ -32,6 +34,8 @@ class Census:
     """False while the shelf backs off after failed starts."""
     stale: int = 0
     """Of `ready`, those of another template generation than new ones are started from."""
+    has_young_lease: bool = False
+    """Whether a lease began within the last `YOUNG_LEASE` seconds."""
 
     @property
     def alive(self) -> int:
@@ -39,8 +43,14 @@ class Census:
 
     @property
     def wanted(self) -> int:
-        """Starts that would serve who waits and fill the warm set with VMs of the live generation."""
-        return max(0, self.target + self.waiting - (self.ready - self.stale) - self.starting)
+        """Starts that would serve who waits and fill the warm set with VMs of the live generation.
+
+        The replacement of one VM does not compete with the lease that has just taken it, unless it was the last: a
+        second claim ends that, so it delays one start by moments and never the filling of a pool.
+        """
+        fresh = self.ready - self.stale
+        missing = max(0, self.target + self.waiting - fresh - self.starting)
+        return 0 if missing == 1 and fresh > 0 and self.has_young_lease else missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -10,7 +11,16 @@ from sandbox.errors import HostResources, SandboxError, afresh
 from sandbox.event import EventKind
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK, Census, Rate, back_off, seniority, target_ready, wakes_due
+from sandbox.pool.policy import (
+    FAILURES_UNTIL_BREAK,
+    YOUNG_LEASE,
+    Census,
+    Rate,
+    back_off,
+    seniority,
+    target_ready,
+    wakes_due,
+)
 from sandbox.pool.queue import Queue, Request
 from sandbox.pool.slot import Slot, SlotState
 from sandbox.pool.statistics import Counters, GenerationStatistics
@@ -79,7 +89,17 @@ class Shelf:
             stale=sum(slot.is_stale for slot in self.slots if slot.state in _WARM),
             target=target_ready(self._min_size, self._config.max_ready or 0, rate, self._start_seconds),
             may_start=now >= self.resume_at,
+            has_young_lease=self._youth_left(now) > 0,
         )
+
+    def pause(self) -> float:
+        """Return seconds until it may start VMs that it may not start now; not positive when no time is in the way."""
+        now = self.now()
+        return max(self.resume_at - now, self._youth_left(now))
+
+    def _youth_left(self, now: float) -> float:
+        lent = [slot.lent_at for slot in self.slots if slot.state is SlotState.LEASED]
+        return max(lent, default=-math.inf) + YOUNG_LEASE - now
 
     def generations(self) -> list[GenerationStatistics]:
         """Return what exists of each generation, the live one first."""

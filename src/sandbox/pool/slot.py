@@ -46,7 +46,7 @@ class Slot:
         self._started = self.now()
         self._expires = 0.0
         self._lease: Lease | None = None
-        self._lent_at = 0.0
+        self.lent_at = 0.0
         self._is_stopped = False
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -175,7 +175,7 @@ class Slot:
         assert self.vm is not None
         self.state = SlotState.LEASED
         self._lease = Lease(self, self.vm, lease_ttl)
-        self._lent_at = self.now()
+        self.lent_at = self.now()
         self.vm.call_on_executions(self._on_execution)
         self.look_again()
         return self._lease
@@ -194,7 +194,7 @@ class Slot:
 
     def tell_lease_ended(self) -> None:
         """Tell that the lease is over, and of what the VM died if it did."""
-        self.tell(EventKind.LEASE_ENDED, self.now() - self._lent_at, why=self.why, cause=self._cause)
+        self.tell(EventKind.LEASE_ENDED, self.now() - self.lent_at, why=self.why, cause=self._cause)
 
     @property
     def _cause(self) -> str | None:
