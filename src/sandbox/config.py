@@ -73,9 +73,10 @@ class HostConfig(_Frozen):
     """Processors' worth of time that one VM's QEMU gets, such as 0.5. It needs control groups."""
 
     nice: int = Field(default_factory=lambda: os.environ.get("SANDBOX_NICE", "10"), ge=0, le=19, validate_default=True)
-    """By how much each VM's QEMU yields to this process and others, as `nice` counts: 0 is not at all, 19 the most.
+    """By how much each VM's QEMU yields to this process, as `nice` counts: 0 is not at all, 19 the most.
 
-    It costs a VM nothing while a processor is free. A daemon's QEMU is left as it is.
+    It costs a VM nothing while a processor is free. A daemon's QEMU is left as it is; between control groups that have
+    shares of processors, the groups' shares decide instead.
     """
 
     @property

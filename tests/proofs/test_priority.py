@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,6 @@ from sandbox.vm import VM
 
 BURN = ["python3", "-c", "while True: pass"]
 SECONDS = 1.0
-NICE = HostConfig().nice
 
 
 def _threads(pid: int) -> list[int]:
@@ -36,7 +37,8 @@ async def _burning(template: Template, count: int) -> AsyncIterator[list[VM]]:
         for vm in vms:
             await vm.spawn(BURN, timeout=60)
             for thread in _threads(vm.pid):
-                os.sched_setaffinity(thread, processor)
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, processor)
         os.sched_setaffinity(0, processor)
         try:
             yield vms
@@ -44,11 +46,10 @@ async def _burning(template: Template, count: int) -> AsyncIterator[list[VM]]:
             os.sched_setaffinity(0, here)
 
 
-def _session_nice(pid: int) -> int | None:
-    """Return by how much a session yields to others; None where processors are not shared out among sessions."""
+def _nice(thread: int) -> int | None:
     try:
-        return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
-    except FileNotFoundError:
+        return os.getpriority(os.PRIO_PROCESS, thread)
+    except ProcessLookupError:  # QEMU ends threads that have nothing to do
         return None
 
 
@@ -60,12 +61,16 @@ def _share() -> float:
     return (time.thread_time() - used) / (time.monotonic() - began)
 
 
-async def test_every_thread_of_a_vm_yields(vm: VM) -> None:
+async def test_every_thread_of_a_vm_yields(template: Template, vm: VM) -> None:
     """QEMU's own threads, the virtual processor's and those that it starts later; the session too, where it counts."""
     (await vm.run("print(1)")).check()
-    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in _threads(vm.pid)} == {NICE}
-    assert (await to_thread.run_sync(Confinement.of, vm.pid)).nice == NICE > 0
-    assert await to_thread.run_sync(_session_nice, vm.pid) in (NICE, None)
+    ours, by = os.getpriority(os.PRIO_PROCESS, os.getpid()), template.host.starter._nice
+    assert by > 0
+    assert {_nice(thread) for thread in _threads(vm.pid)} - {None} == {min(19, ours + by)}
+    if os.geteuid() == 0:  # others may set a session so many times a second on the whole host
+        seen = [await to_thread.run_sync(Confinement.of, pid) for pid in (vm.pid, os.getpid())]
+        assert seen[0].yields_to(seen[1])
+        assert not seen[1].yields_to(seen[0])
 
 
 async def test_guests_that_burn_leave_the_processor_to_us(
@@ -76,11 +81,28 @@ async def test_guests_that_burn_leave_the_processor_to_us(
         share = _share()
     monkeypatch.setattr(template.host.starter, "_nice", 0)
     async with _burning(template, 2) as vms:
-        assert {os.getpriority(os.PRIO_PROCESS, vm.pid) for vm in vms} == {0}
+        assert {_nice(vm.pid) for vm in vms} == {os.getpriority(os.PRIO_PROCESS, os.getpid())}
         control = _share()
     with capsys.disabled():
         print(f"\npriority: {share:.0%} of a processor beside two busy VMs; control {control:.0%}")  # noqa: T201
-    assert control < 0.5 < share
+    assert share > 1.5 * control
+
+
+async def test_vm_that_cannot_be_made_to_yield_runs_and_is_told(
+    template: Template, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As root without the capability: threads are refused, the session is tried all the same, the VM works."""
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.INFO, "sandbox"):
+        patched.setattr(os, "setpriority", refuse)
+        async with template.lease() as vm:
+            (await vm.run("print(1)")).check()
+            seen = await to_thread.run_sync(Confinement.of, vm.pid)
+    assert seen.nice == os.getpriority(os.PRIO_PROCESS, os.getpid())
+    assert any("vm_does_not_yield" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("value", ["-1", "20", "much"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pwd
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # a host that lacks libvirt shall hear so from the doctor, no
     from sandbox.hypervisor.host import Hypervisor
 
 _DELEGATE = "systemd-run --scope -p Delegate=yes sandbox …, or set SANDBOX_CGROUP=/sandbox as root"
+
+_PRIORITY = "give this process CAP_SYS_NICE (docker run --cap-add SYS_NICE …), or accept it with SANDBOX_NICE=0"
 
 
 def confinement(config: HostConfig) -> Iterator[Check]:
@@ -32,8 +35,7 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     found = (
         f"QEMU runs as {_user(seen.uid)}, {'with' if seen.has_seccomp_filter else 'without'} a seccomp filter "
         f"(denies {', '.join(seen.denials) or 'nothing more'}), {'with' if seen.capabilities else 'no'} capabilities, "
-        f"core dumps {'off' if seen.core_bytes == 0 else 'on'}, "
-        f"at most {seen.open_files or 'any number of'} open files, nice {seen.nice}"
+        f"core dumps {'off' if seen.core_bytes == 0 else 'on'}, at most {seen.open_files or 'any number of'} open files"
     )
     if host.facts.user is None:
         found += "; that user is you: what takes QEMU over has your rights, less what the filter denies"
@@ -45,6 +47,20 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     said = f"QEMU has devices that it should not: {', '.join(odd)}" if odd else said
     yield Check("devices", "warn" if odd else "ok", said, "report it: docs/confinement.md has the list" if odd else "")
     yield _groups(config, host.groups.places)
+    yield _priority(config, seen)
+
+
+def _priority(config: HostConfig, seen: Confinement) -> Check:
+    from sandbox.hypervisor.confinement import Confinement
+
+    if not config.uri.startswith("qemu:///embed"):
+        return Check("priority", "ok", f"left to the daemon at {config.uri}")
+    if config.nice == 0:
+        return Check("priority", "ok", "VMs are this process's equals, as SANDBOX_NICE=0 asks")
+    said = f"nice {seen.nice}" + ("" if seen.session_nice is None else f", that of its session {seen.session_nice}")
+    if seen.yields_to(Confinement.of(os.getpid())):
+        return Check("priority", "ok", f"QEMU yields to this process: {said}")
+    return Check("priority", "warn", f"busy VMs take the processor from this process: {said}", _PRIORITY)
 
 
 def _groups(config: HostConfig, places: Places) -> Check:

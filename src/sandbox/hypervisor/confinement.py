@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.hypervisor.priority import session_nice
 from sandbox.hypervisor.process import command_line_arguments
 
 DENIALS = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
@@ -63,7 +64,9 @@ class Confinement:
     groups: tuple[str, ...]
     """Its control groups, as `/proc/PID/cgroup` has them."""
     nice: int
-    """By how much it yields to others who want a processor; 0 is not at all."""
+    """How its first thread yields to others who want a processor, and new ones as well; 0 is not at all."""
+    session_nice: int | None
+    """How its session does; None where the kernel does not share processors out among sessions."""
 
     @classmethod
     def of(cls, pid: int) -> Confinement:
@@ -85,7 +88,13 @@ class Confinement:
             writable_files=tuple(sorted(_written(process))),
             groups=tuple((process / "cgroup").read_text().splitlines()),
             nice=os.getpriority(os.PRIO_PROCESS, pid),
+            session_nice=session_nice(pid),
         )
+
+    def yields_to(self, other: Confinement) -> bool:
+        """Whether both its threads and its session, where that counts, get less of a busy processor than the other."""
+        in_session = self.session_nice is None or other.session_nice is None or self.session_nice > other.session_nice
+        return self.nice > other.nice and in_session
 
     def faults(self) -> list[str]:
         """Return one line for each layer that is missing."""

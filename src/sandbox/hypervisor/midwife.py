@@ -26,7 +26,7 @@ class Midwife:
         self._name = name
         self._group = group
         self._nice = nice
-        self._is_lowered = nice == 0
+        self._refused: list[str] = []
         self._is_over = threading.Event()
         self._is_confined = threading.Event()
 
@@ -61,11 +61,14 @@ class Midwife:
                 process = self._find()
                 if process is not None:
                     self._confine(process)
+                    self._lower(process)
             elif not process.is_alive:
                 process.reap()
-            if process is not None and not self._is_lowered:
-                self._is_lowered = lower(process, self._nice)
+            elif self._refused:
+                self._lower(process)
         if process is not None:
+            if self._refused and process.is_alive:
+                log.info("vm_does_not_yield", vm=self._name, reason="; ".join(self._refused))
             process.close()
 
     def _find(self) -> Process | None:
@@ -77,6 +80,10 @@ class Midwife:
         if process is None:  # it died before we looked, and a zombie has no command line
             reap_zombie(pid)
         return process
+
+    def _lower(self, process: Process) -> None:
+        if self._nice:
+            self._refused = lower(process, self._nice)
 
     def _confine(self, process: Process) -> None:
         if self._group is None:

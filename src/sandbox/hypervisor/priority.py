@@ -8,26 +8,39 @@ from pathlib import Path
 
 from sandbox.hypervisor.process import Process
 
+LEAST = 19
+"""The kernel's bound: nobody yields more."""
 
-def lower(process: Process, nice: int) -> bool:
-    """Have each thread of a child of ours, those it starts later too, yield to others; return whether all is set.
 
-    `nice` is the kernel's, 0 to 19. Where the kernel shares processors out among sessions first (autogroups), the
-    session of a QEMU, which libvirt makes for it, yields likewise: else only threads of that session would compare.
-    The kernel lets an unprivileged user do that some ten times a second, so a False is to be tried again.
+def lower(process: Process, by: int) -> list[str]:
+    """Have a child of ours yield to this process by so much; return what of it could not be done, and why.
+
+    Set are its threads, which those that it starts later inherit it from, and where the kernel shares processors out
+    among sessions first (autogroups) the session that libvirt makes for each QEMU: threads of two sessions are not
+    compared. The kernel lets an unprivileged user set a session some ten times a second, so that is worth another try.
     """
+    refused = []
+    for what, act in (("threads", _lower_threads), ("session", _lower_session)):
+        try:
+            act(process.pid, by)
+        except (ProcessLookupError, FileNotFoundError):  # it ended, and so did what was to be set
+            break
+        except OSError as error:
+            refused.append(f"{what}: {error.strerror}")
+    return refused
+
+
+def session_nice(pid: int) -> int | None:
+    """Return by how much a process's session yields to others; None where the kernel knows of no such thing."""
     try:
-        _lower_threads(process.pid, nice)
-        _lower_session(process.pid, nice)
-    except (ProcessLookupError, FileNotFoundError):  # it ended, and so did what was to be set
-        return True
-    except OSError:
-        return False
-    return True
+        return int(_session(pid).read_text().split()[-1])
+    except (OSError, ValueError, IndexError):  # no such file, or a task that is in no such group
+        return None
 
 
-def _lower_threads(pid: int, nice: int) -> None:
+def _lower_threads(pid: int, by: int) -> None:
     """Begin with the first thread, so that what it starts meanwhile has got the value from it."""
+    nice = min(LEAST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + by)
     done: set[int] = set()
     while left := {pid, *(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())} - done:
         for thread in sorted(left, key=lambda number: number != pid):
@@ -39,6 +52,12 @@ def _lower_threads(pid: int, nice: int) -> None:
         done |= left
 
 
-def _lower_session(pid: int, nice: int) -> None:
-    with suppress(FileNotFoundError):  # a kernel without autogroups, or the process is gone
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+def _lower_session(pid: int, by: int) -> None:
+    ours = session_nice(os.getpid())
+    if ours is not None:
+        with suppress(FileNotFoundError):
+            _session(pid).write_text(str(min(LEAST, ours + by)))
+
+
+def _session(pid: int) -> Path:
+    return Path(f"/proc/{pid}/autogroup")

@@ -99,9 +99,10 @@ class Keeper:
                 group.start_soon(health.serve)
                 while not self.is_closing:
                     self._kick = anyio.Event()
+                    pause = self._pause()  # before the census: what is over by then is seen by it
                     for slot in self._due():
                         group.start_soon(slot.live)
-                    with anyio.move_on_after(self._pause()):
+                    with anyio.move_on_after(pause):
                         await self._kick.wait()
                 self._refuse_all(PoolClosed("the pool was closed while this claim waited"))
                 for succession in self.successions.values():

@@ -12,7 +12,7 @@ _FIRST_BACK_OFF = 0.5
 _LAST_BACK_OFF = 30.0
 _LAST_RENEWAL_BACK_OFF = 3600.0
 YOUNG_LEASE = 0.05
-"""So many seconds a lease has the host to itself, if it can: its caller is waiting for a first result."""
+"""So many seconds a lease does not compete with one start for its template: its caller waits for a first result."""
 _GOLDEN = (5**0.5 - 1) / 2
 _HEADROOM = 1.5
 """So much more than the mean is kept ready where the target follows the claims: they come in bursts."""
@@ -45,12 +45,13 @@ class Census:
     def wanted(self) -> int:
         """Starts that would serve who waits and fill the warm set with VMs of the live generation.
 
-        The replacement of one VM does not compete with the lease that has just taken it, unless it was the last: a
-        second claim ends that, so it delays one start by moments and never the filling of a pool.
+        A single VM that is missing is not started while a lease is young, unless there is no other or somebody waits:
+        a second claim ends that, so it delays one start by moments and never the filling of a pool.
         """
         fresh = self.ready - self.stale
         missing = max(0, self.target + self.waiting - fresh - self.starting)
-        return 0 if missing == 1 and fresh > 0 and self.has_young_lease else missing
+        may_wait = missing == 1 and fresh > 0 and self.waiting == 0
+        return 0 if may_wait and self.has_young_lease else missing
 
 
 @dataclass(frozen=True, slots=True)
