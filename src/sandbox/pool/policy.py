@@ -11,7 +11,7 @@ FAILURES_UNTIL_BREAK = 3
 _FIRST_BACK_OFF = 0.5
 _LAST_BACK_OFF = 30.0
 _LAST_RENEWAL_BACK_OFF = 3600.0
-YOUNG_LEASE = 0.05
+YOUNG_LEASE = 0.1
 """So many seconds a lease does not compete with one start for its template: its caller waits for a first result."""
 _GOLDEN = (5**0.5 - 1) / 2
 _HEADROOM = 1.5
