@@ -11,6 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
 
+_VARIABLES = {"accelerator": "SANDBOX_ACCELERATOR", "cgroup": "SANDBOX_CGROUP", "nice": "SANDBOX_NICE"}
+"""Where a field that nobody has given comes from, if it can be wrong there."""
+
+
+def _origin(field: str) -> str:
+    return f" from {_VARIABLES[field]}" if field in _VARIABLES else ""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,7 +28,10 @@ class _Frozen(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
-            raise ConfigError(f"{type(self).__name__}: {where}: {first['msg']} (got {first['input']!r})") from error
+            origin = "" if where in values else _origin(where)
+            raise ConfigError(
+                f"{type(self).__name__}: {where}: {first['msg']} (got {first['input']!r}{origin})"
+            ) from error
 
 
 class HostConfig(_Frozen):

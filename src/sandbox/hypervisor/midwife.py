@@ -21,7 +21,7 @@ _CONFINED_SECONDS = 1.0
 class Midwife:
     """Finds the process as soon as it exists, confines it, has it yield to others, and reaps it should it die."""
 
-    def __init__(self, pid_file: Path, name: str, group: Group | None, nice: int = 0) -> None:
+    def __init__(self, pid_file: Path, name: str, group: Group | None, nice: int) -> None:
         self._pid_file = pid_file
         self._name = name
         self._group = group

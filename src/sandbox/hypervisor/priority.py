@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from sandbox.hypervisor.process import Process
 
-LEAST = 19
+_LEAST = 19
 """The kernel's bound: nobody yields more."""
 
 
@@ -40,7 +39,7 @@ def session_nice(pid: int) -> int | None:
 
 def _lower_threads(pid: int, by: int) -> None:
     """Begin with the first thread, so that what it starts meanwhile has got the value from it."""
-    nice = min(LEAST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + by)
+    nice = min(_LEAST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + by)
     done: set[int] = set()
     while left := {pid, *(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())} - done:
         for thread in sorted(left, key=lambda number: number != pid):
@@ -55,8 +54,7 @@ def _lower_threads(pid: int, by: int) -> None:
 def _lower_session(pid: int, by: int) -> None:
     ours = session_nice(os.getpid())
     if ours is not None:
-        with suppress(FileNotFoundError):
-            _session(pid).write_text(str(min(LEAST, ours + by)))
+        _session(pid).write_text(str(min(_LEAST, ours + by)))
 
 
 def _session(pid: int) -> Path:
