@@ -56,7 +56,9 @@ class Midwife:
 
     def _watch(self) -> None:
         process = None
-        while not self._is_over.wait(_FIND_SECONDS if process is None else _LOOK_SECONDS):
+        is_over = False
+        while not is_over:  # a last look comes after the end, should the host have kept us from looking before
+            is_over = self._is_over.wait(_FIND_SECONDS if process is None else _LOOK_SECONDS)
             if process is None:
                 process = self._find()
                 if process is not None:
