@@ -113,6 +113,21 @@ def test_messages_survive_any_fragmentation(bodies: list[bytes], step: int) -> N
     assert messages == [(Tag.DATA, body) for body in bodies]
 
 
+def test_numbers_and_limits_are_those_that_guests_know() -> None:
+    """A template has the definition that it was baked with: whoever changes it changes the protocol's version."""
+    assert {tag.name: int(tag) for tag in Tag} == {"JSON": 1, "DATA": 2, "END": 3}
+    assert (JSON_BYTES, JSON_VALUES, DATA_BYTES, HEADER_BYTES) == (16_777_216, 500_000, 131_072, 5)
+
+
+@pytest.mark.parametrize("quoted", [b"", b'"' + b"," * JSON_VALUES + b'",'])
+def test_as_many_values_as_the_limit_are_taken(quoted: bytes) -> None:
+    """The count is exact, whether or not there are strings to be left out of it."""
+    body = b'{"a":[' + quoted + b"0," * (JSON_VALUES - 3 - bool(quoted)) + b"0]}"
+    assert len(decode_json(body)["a"]) == JSON_VALUES - 2
+    with pytest.raises(MessageError, match="values"):
+        decode_json(body.replace(b"0]", b"0,0]"))
+
+
 @pytest.mark.parametrize(("tag", "limit"), [(Tag.JSON, JSON_BYTES), (Tag.DATA, DATA_BYTES), (Tag.END, 0)])
 def test_length_is_judged_by_the_header(tag: Tag, limit: int) -> None:
     """Up to the limit is waited for; one byte more is refused before it comes."""

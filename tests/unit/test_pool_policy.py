@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from sandbox.pool.policy import (
     FAILURES_UNTIL_BREAK,
+    YOUNG_LEASE,
     Census,
     Rate,
     back_off,
@@ -19,6 +21,7 @@ from sandbox.pool.policy import (
     spread,
     target_ready,
     too_slow,
+    wakes_due,
 )
 
 COUNT = st.integers(0, 20)
@@ -103,13 +106,16 @@ def test_back_off_grows_and_is_bounded() -> None:
     pauses = [back_off(failures) for failures in range(FAILURES_UNTIL_BREAK + 10)]
     assert pauses[:FAILURES_UNTIL_BREAK] == [0.0] * FAILURES_UNTIL_BREAK
     assert pauses == sorted(pauses)
-    assert max(pauses) == 30.0
+    assert pauses[FAILURES_UNTIL_BREAK:] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
+    assert (FAILURES_UNTIL_BREAK, YOUNG_LEASE) == (3, 0.1)
+    assert back_off(10_000) == 30.0
 
 
 @given(st.floats(0.01, 1e6), st.integers(1, 100_000))
 def test_times_to_live_are_spread_within_bounds(ttl: float, number: int) -> None:
     """Never longer than configured, never shorter than three quarters of it."""
     assert 0.75 * ttl <= spread(ttl, number) <= ttl
+    assert math.isclose(spread(100.0, 1), 75.0 + 25.0 * 0.6180339887498949)
 
 
 def test_vms_of_one_start_do_not_expire_together() -> None:
@@ -124,6 +130,49 @@ def test_target_stays_within_its_bounds(low: int, most: int, rate: float, second
     assert low <= target_ready(low, most, rate, seconds) <= max(low, most)
 
 
+def test_target_is_half_as_much_again_as_is_claimed_during_a_start() -> None:
+    """Ten claims a second and starts of 0.2 s: two, and a half of that for bursts."""
+    assert [target_ready(0, 9, rate, 0.2) for rate in (0.0, 2.0, 10.0, 11.0, 100.0)] == [0, 1, 3, 4, 9]
+    assert [target_ready(4, most, 100.0, 0.2) for most in (3, 4, 5)] == [4, 4, 5]
+
+
+def test_as_many_are_woken_as_wait_or_should_run() -> None:
+    """Less those that run or are on the way, and no more than there are."""
+    due = {"running": 1, "waking": 1, "paused": 9, "waiting": 3, "wanted": 2}
+    assert wakes_due(**due) == 3
+    for change, count in (({"running": 3}, 1), ({"waking": 4}, 0), ({"paused": 2}, 2), ({"waiting": 0}, 0)):
+        assert wakes_due(**(due | change)) == count
+    assert wakes_due(**(due | {"wanted": 5})) == 6
+    assert wakes_due(**(due | {"running": 9})) == 0
+
+
+def test_nothing_waits_for_a_lease_that_is_not_young() -> None:
+    """By default none is; with one, a lone ready VM is enough to wait, an empty shelf or a caller is not."""
+    assert Census(0, 1, 1, 0, 0, target=2).wanted == 1
+    young = Census(0, 1, 1, 0, 0, target=2, has_young_lease=True)
+    assert young.wanted == 0
+    assert replace(young, ready=0).wanted == 2
+    assert replace(young, ready=0, starting=1).wanted == 1
+    assert replace(young, ready=3, waiting=2).wanted == 1
+    assert replace(young, stale=1).wanted == 2
+    assert Census(2, 1, 0, 0, 5).wanted == 2
+
+
+def test_as_many_are_evicted_as_callers_lack_room_for() -> None:
+    """From the first idle shelves on; what is ending, starting or free is room that comes without."""
+    idle, callers = Census(0, 1, 0, 0, 0, 1), Census(0, 0, 0, 0, 2)
+
+    def evictions(*shelves: Census, size: int) -> list[int]:
+        return plan(shelves, max_size=size, concurrent_starts=1).evictions
+
+    assert evictions(idle, idle, callers, size=2) == [1, 1, 0]
+    assert evictions(idle, idle, replace(callers, waiting=1), size=2) == [1, 0, 0]
+    assert evictions(idle, idle, replace(callers, ending=1), size=3) == [1, 0, 0]
+    assert evictions(idle, idle, callers, size=3) == [1, 0, 0]
+    assert evictions(idle, idle, callers, size=4) == [0, 0, 0]
+    assert evictions(replace(idle, ready=2, waiting=1), callers, size=2) == [0, 0]
+
+
 def test_rate_follows_the_claims_and_forgets_them() -> None:
     """Two claims a second for two minutes are measured as such; five minutes later they are nearly gone."""
     rate = Rate()
@@ -131,6 +180,19 @@ def test_rate_follows_the_claims_and_forgets_them() -> None:
         rate.add(tick / 2)
     assert 1.8 < rate.per_second(120.0) < 2.2
     assert rate.per_second(420.0) < 0.01
+
+
+def test_a_claim_counts_half_after_half_a_minute() -> None:
+    """From the first one on, and a clock that stands still takes nothing away."""
+    rate = Rate()
+    assert rate.per_second(10.0) == 0.0
+    rate.add(10.0)
+    whole = rate.per_second(10.0)
+    assert math.isclose(whole, math.log(2) / 30)
+    assert math.isclose(rate.per_second(40.0), whole / 2)
+    assert math.isclose(rate.per_second(9.0), whole)
+    rate.add(40.0)
+    assert math.isclose(rate.per_second(40.0), 1.5 * whole)
 
 
 @given(st.floats(0, 1000), st.integers(-5, 5), st.floats(0, 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -19,8 +20,14 @@ from sandbox.wire import (
     FrameError,
     Kind,
     decode_json,
+    decode_pid,
+    decode_size,
     decode_window,
     encode,
+    encode_header,
+    encode_json,
+    pid,
+    size,
     window,
 )
 
@@ -82,6 +89,40 @@ def test_absurd_windows_are_refused(count: int) -> None:
         decode_window(b"", INPUTS)
     frame = Decoder(GUEST_LIMITS).feed(encode(Kind.WINDOW_IN, 1, 1, window(Kind.STDIN, 7)))[0]
     assert decode_window(frame.payload, INPUTS) == (Kind.STDIN, 7)
+    assert [decode_window(window(Kind.ASK, most), INPUTS)[1] for most in (1, WINDOW_BYTES)] == [1, WINDOW_BYTES]
+
+
+def test_sizes_and_process_ids_come_through() -> None:
+    """Frames of fixed length: what was packed is unpacked, any other length is refused."""
+    assert decode_size(size(24, 65_535)) == (24, 65_535)
+    assert decode_pid(pid(2**32 - 1)) == 2**32 - 1
+    for decode, whole in ((decode_size, size(24, 80)), (decode_pid, pid(7))):
+        for payload in (b"", whole[:-1], whole + b"\0"):
+            with pytest.raises(FrameError, match="instead of 4"):
+                decode(payload)
+
+
+def test_frame_of_the_whole_machine_has_no_execution() -> None:
+    """A frame that names no execution has id 0; header and payload may be sent apart."""
+    frame = Decoder(GUEST_LIMITS).feed(encode(Kind.OUT, 1, payload=b"x"))[0]
+    assert frame.id == 0
+    assert encode_header(Kind.OUT, 1, 2, 1) + b"x" == encode(Kind.OUT, 1, 2, b"x")
+
+
+@pytest.mark.parametrize("payload", [b'{"a":1,"b":{"c":2}}', b"{}"])
+def test_object_of_distinct_fields_is_taken(payload: bytes) -> None:
+    """Nothing of it is lost, and it is made anew each time."""
+    assert decode_json(payload) == json.loads(payload)
+    assert decode_json(encode_json(Kind.START, 1, 2, json.loads(payload))[HEADER_BYTES:]) == json.loads(payload)
+
+
+def test_bytes_of_whole_frames_are_not_kept() -> None:
+    """A decoder between two frames holds nothing; one within a frame holds that."""
+    decoder = Decoder(GUEST_LIMITS)
+    whole = encode(Kind.OUT, 1, 2, b"abc")
+    assert [len(decoder.feed(whole)), len(decoder._buffer)] == [1, 0]
+    assert [len(decoder.feed(whole + whole[:4])), len(decoder._buffer)] == [1, 4]
+    assert [len(decoder.feed(whole[4:])), len(decoder._buffer)] == [1, 0]
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"1", b"\xff", b"[" * 60_000, b'{"a":'])

@@ -20,7 +20,6 @@ from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.keeper import Keeper
 from sandbox.pool.lease import Lease
-from sandbox.pool.policy import FAILURES_UNTIL_BREAK
 from sandbox.pool.shelf import Shelf
 from sandbox.pool.statistics import GenerationStatistics, PoolStatistics, add_up
 from sandbox.pool.succession import Succession
@@ -211,7 +210,7 @@ class VMPool:
             if self._keeper.is_closing:
                 raise PoolClosed("the pool was closed while it was filling")
             for shelf in self._keeper.shelves.values():
-                if shelf.failures >= FAILURES_UNTIL_BREAK and shelf.last_failure is not None:
+                if shelf.is_broken and shelf.last_failure is not None:
                     raise afresh(shelf.last_failure)
             await self._keeper.changed.wait()
 
