@@ -43,13 +43,14 @@ def main() -> int:
     """Return 0 if at least four fifths of the mutants are killed."""
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__)
     parser.add_argument("module", nargs="*", help="mutate only these files (default: all of the pool and the protocol)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="sessions at once (default: one a processor)")
     parser.add_argument("--out", type=Path, help="write what was found as JSON")
     options = parser.parse_args()
     tests = {module: subject.tests for subject in SUBJECTS for module in subject.modules}
     if unknown := set(options.module) - tests.keys():
         parser.error(f"no such subject: {', '.join(sorted(unknown))}; there are {', '.join(sorted(tests))}")
     began = time.time()
-    mutants = _mutate({module: tests[module] for module in options.module or tests})
+    mutants = _mutate({module: tests[module] for module in options.module or tests}, options.jobs)
     killed = sum(mutant.killed for mutant in mutants)
     _say(f"mutants: {killed} of {len(mutants)} killed, {killed / len(mutants):.1%}; at least {TARGET:.0%} are wanted")
     if options.out is not None:
@@ -57,10 +58,10 @@ def main() -> int:
     return 0 if killed >= TARGET * len(mutants) else 1
 
 
-def _mutate(tests: dict[str, str]) -> list[Mutant]:
-    """Run one session for each module, so many at once as there are processors, each in a copy of the tree."""
+def _mutate(tests: dict[str, str], jobs: int) -> list[Mutant]:
+    """Run one session for each module, each in a copy of the tree."""
     trees: SimpleQueue[Path] = SimpleQueue()
-    count = min(len(tests), os.cpu_count() or 1)
+    count = min(len(tests), max(1, jobs))
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(count) as executor:
         for number in range(count):
             trees.put(_copy(Path(directory) / str(number)))
