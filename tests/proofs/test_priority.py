@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError
-from sandbox.hypervisor import midwife
+from sandbox.hypervisor import midwife, priority
 from sandbox.hypervisor.confinement import Confinement
 from sandbox.template.template import Template
 from sandbox.vm import VM
@@ -111,6 +111,15 @@ async def test_guests_that_burn_leave_the_processor_to_us(
     with capsys.disabled():
         print(f"\npriority: {share:.0%} of a processor beside two busy VMs; control {control:.0%}")  # noqa: T201
     assert share > 1.5 * control, f"ours and the VMs', nice and that of the session: {yielding}"
+
+
+async def test_session_of_a_vm_yields_to_us_outside_any(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a container's first process starts is in no session: its own value competes with that of QEMU's session."""
+    ours, read = os.getpid(), priority.session_nice
+    monkeypatch.setattr(priority, "session_nice", lambda pid: None if pid == ours else read(pid))
+    async with template.lease() as vm:
+        yielding = min(19, os.getpriority(os.PRIO_PROCESS, ours) + template.host.starter._nice)
+        assert await to_thread.run_sync(read, vm.pid) in {None, yielding}
 
 
 async def test_vm_whose_start_nobody_could_watch_yields(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

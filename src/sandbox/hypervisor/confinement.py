@@ -66,7 +66,7 @@ class Confinement:
     nice: int
     """How its first thread yields to others who want a processor, and new ones as well; 0 is not at all."""
     session_nice: int | None
-    """How its session does; None where the kernel does not share processors out among sessions."""
+    """How its session does; None where it competes by itself."""
 
     @classmethod
     def of(cls, pid: int) -> Confinement:
@@ -93,8 +93,12 @@ class Confinement:
 
     def yields_to(self, other: Confinement) -> bool:
         """Whether both its threads and its session, where that counts, get less of a busy processor than the other."""
-        in_session = self.session_nice is None or other.session_nice is None or self.session_nice > other.session_nice
-        return self.nice > other.nice and in_session
+        return self.nice > other.nice and self._nice_that_counts > other._nice_that_counts
+
+    @property
+    def _nice_that_counts(self) -> int:
+        """Between two sessions, and between a session and what is in none; inside one session it is `nice`."""
+        return self.nice if self.session_nice is None else self.session_nice
 
     def faults(self) -> list[str]:
         """Return one line for each layer that is missing."""

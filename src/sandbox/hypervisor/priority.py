@@ -30,10 +30,14 @@ def lower(process: Process, by: int) -> list[str]:
 
 
 def session_nice(pid: int) -> int | None:
-    """Return by how much a process's session yields to others; None where the kernel knows of no such thing."""
+    """Return by how much a process's session yields to others; None where it competes by itself, as in no session.
+
+    That is so where the kernel does not share processors out among sessions, and for what nobody in its ancestry began
+    a session: children of init, and what a container's or a virtual machine's first process starts.
+    """
     try:
         return int(_session(pid).read_text().split()[-1])
-    except (OSError, ValueError, IndexError):  # no such file, or a task that is in no such group
+    except (OSError, ValueError, IndexError):  # no such file, or nothing in it
         return None
 
 
@@ -52,9 +56,13 @@ def _lower_threads(pid: int, by: int) -> None:
 
 
 def _lower_session(pid: int, by: int) -> None:
+    """Outside any session we compete with that of QEMU by our own value."""
+    if session_nice(pid) is None:
+        return
     ours = session_nice(os.getpid())
-    if ours is not None:
-        _session(pid).write_text(str(min(_LEAST, ours + by)))
+    if ours is None:
+        ours = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    _session(pid).write_text(str(min(_LEAST, ours + by)))
 
 
 def _session(pid: int) -> Path:
