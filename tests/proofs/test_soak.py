@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -127,6 +128,29 @@ async def test_time_that_others_use_is_not_our_lateness() -> None:
         await other.wait()
     assert lag.own.worst_ms > 80, "the loop's own work"
     assert lag.whole.worst_ms > lag.own.worst_ms + 50
+    worst = lag.worst[0]
+    assert worst.own == lag.own.worst_ms
+    assert worst.ran > 80
+    assert worst.waited > 50
+    assert any("test_time_that_others_use_is_not_our_lateness" in frame for frame in worst.where), worst.where
+
+
+async def test_lateness_by_the_collector_or_another_thread_is_told_apart() -> None:
+    """What CPython's collector takes, and a thread that keeps the interpreter's lock, each has its own number."""
+    lag = Lag()
+    kept: list[object] = [[] for _ in range(2_000_000)]
+    async with lag.watch():
+        await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0.01)
+    assert lag.worst[0].collected > 20
+    assert len(kept) == 2_000_000
+    lag = Lag()
+    async with lag.watch():
+        await asyncio.to_thread(sum, range(20_000_000))  # one call into C, with the lock from its begin to its end
+    worst = lag.worst[0]
+    assert worst.others_ran > 5 * worst.ran
+    assert worst.collected == 0
 
 
 def test_interrupted_soak_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.soak.cycle import Account
-from tests.soak.lag import Lag
+from tests.soak.lag import Lag, Moment
 from tests.soak.sample import Sample, growth, leaks
 
 KEPT_SAMPLES = 20
@@ -25,11 +25,14 @@ class Process:
     own_worst_lag_ms: float = 0.0
     """Without the time for which other threads and processes had the processors; see `Lag`."""
     own_lag_p99_ms: float = 0.0
+    worst_moments: list[dict[str, object]] = field(default_factory=list)
+    """Where the time went when the loop was latest; see `Moment`."""
 
     def see(self, lag: Lag) -> None:
         """Take over what was seen of the loop's lateness."""
         self.worst_lag_ms, self.lag_p99_ms = lag.whole.worst_ms, lag.whole.p99_ms
         self.own_worst_lag_ms, self.own_lag_p99_ms = lag.own.worst_ms, lag.own.p99_ms
+        self.worst_moments = [_rounded(moment) for moment in lag.worst]
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Evidence:
                 lag_p99_ms=record["lag_p99_ms"],
                 own_worst_lag_ms=record["own_worst_lag_ms"],
                 own_lag_p99_ms=record["own_lag_p99_ms"],
+                worst_moments=record["worst_moments"],
             )
             for record in document["processes"]
         ]
@@ -99,7 +103,12 @@ def _described(process: Process) -> dict[str, object]:
         "lag_p99_ms": round(process.lag_p99_ms, 2),
         "own_worst_lag_ms": round(process.own_worst_lag_ms, 1),
         "own_lag_p99_ms": round(process.own_lag_p99_ms, 2),
+        "worst_moments": process.worst_moments,
         "samples_taken": len(process.samples),
         "growth": growth(process.samples),
         "samples": [sample.as_row() for sample in process.samples[::step]],
     }
+
+
+def _rounded(moment: Moment) -> dict[str, object]:
+    return {name: round(value, 1) if isinstance(value, float) else value for name, value in asdict(moment).items()}
