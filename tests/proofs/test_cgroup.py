@@ -88,7 +88,7 @@ async def test_a_vm_is_in_a_group_with_bounds_and_the_group_goes_with_it(templat
 async def test_memory_is_bounded_by_the_guests_and_a_stated_overhead(template: Template, memory_groups: Groups) -> None:
     """A guest that fills its memory to the last page runs out inside; its QEMU stays within the bound."""
     async with template.lease() as vm:
-        overhead = 96 + (128 if template.host.platform.accelerator == "tcg" else 0)
+        overhead = 96 + (128 if template.host.platform.accelerator == "tcg" else 1)
         assert await to_thread.run_sync(_bound, vm.pid, "memory") == (256 + overhead) * MIB
         result = await vm.run(FILL.format(mib=400), timeout=120)
         assert result.outcome is Outcome.OUT_OF_MEMORY

@@ -32,6 +32,16 @@ async def test_cold_boot_is_a_source_like_any_other(template: Template) -> None:
     assert result.stdout == b"42\n"
 
 
+async def test_state_that_is_gone_is_a_typed_error(template: Template, tmp_path: Path) -> None:
+    """QEMU's own refusal is told, and nothing is left: no domain, no promise, no group."""
+    spec = dataclasses.replace(template.spec, state=tmp_path / "gone")
+    with pytest.raises(HypervisorError, match=r"QEMU refuses migrate-incoming: Could not open .*gone"):
+        await template.host.start(spec)
+    assert await template.host.call(template.host.connection.domains) == []
+    assert template.host.admission.ledger.own_mib == 0
+    assert template.host.groups._groups == {}
+
+
 async def test_clones_differ_in_everything_that_must(template: Template) -> None:
     """Randomness of kernel and Python, names, ids: no value occurs twice among clones of one template."""
     async with AsyncExitStack() as stack:

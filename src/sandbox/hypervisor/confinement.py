@@ -59,8 +59,11 @@ class Confinement:
     """What its filter denies, by its command line."""
     has_defaults: bool
     """Whether QEMU was let add devices and settings that nobody asked for."""
-    writable_files: tuple[str, ...]
-    """Regular files that it holds open for writing, or has mapped so that writes reach them."""
+    writable_files: tuple[str, ...] | None
+    """Regular files that it holds open for writing, or has mapped so that writes reach them.
+
+    None where we may not look: at another user's process, root may only with CAP_SYS_PTRACE.
+    """
     groups: tuple[str, ...]
     """Its control groups, as `/proc/PID/cgroup` has them."""
     nice: int
@@ -85,7 +88,7 @@ class Confinement:
             open_files=_hard_limit(limits, "Max open files"),
             denials=_denials(arguments),
             has_defaults="-nodefaults" not in arguments or "-no-user-config" not in arguments,
-            writable_files=tuple(sorted(_written(process))),
+            writable_files=_written(process),
             groups=tuple((process / "cgroup").read_text().splitlines()),
             nice=os.getpriority(os.PRIO_PROCESS, pid),
             session_nice=session_nice(pid),
@@ -141,7 +144,14 @@ def _denials(arguments: list[str]) -> tuple[str, ...]:
     return tuple(name for name in DENIALS if options[0] == "on" and f"{name}=deny" in options)
 
 
-def _written(process: Path) -> set[str]:
+def _written(process: Path) -> tuple[str, ...] | None:
+    try:
+        return tuple(sorted(_opened(process) | _mapped(process)))
+    except PermissionError:
+        return None
+
+
+def _opened(process: Path) -> set[str]:
     found = set()
     for entry in (process / "fd").iterdir():
         try:
@@ -152,6 +162,11 @@ def _written(process: Path) -> set[str]:
         match = _FLAGS.search(text)
         if is_file and match is not None and int(match[1], 8) & _ACCESS != os.O_RDONLY:
             found.add(target)
+    return found
+
+
+def _mapped(process: Path) -> set[str]:
+    found = set()
     for line in (process / "maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].startswith("/") and fields[1][1] == "w" and fields[1][3] == "s":

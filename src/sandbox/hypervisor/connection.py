@@ -37,8 +37,9 @@ max_core = 0
 dump_guest_core = 0
 """
 """Control groups are ours, see `groups.py`."""
-_MAX_FILES = 256
-"""A QEMU for a small guest has some 25 files open."""
+_MOST_VCPUS = 64
+_MAX_FILES = 256 + 4 * _MOST_VCPUS
+"""A QEMU for a small guest has some 25 files open, and under KVM up to four more for each virtual processor."""
 _DEVICE = re.compile(r"^\s+/.* \(([\w.-]+)\)\r?$", re.MULTILINE)
 _BUSES = ("System", "PCIE", "ISA", "virtio-pci-bus", "virtio-serial-bus")
 _NO_DEVICES = frozenset({"container", "irq", "memory-region", *_BUSES})
@@ -145,7 +146,7 @@ class Connection:
             _ignore_shared_memory(domain)
             _qmp(domain, "migrate", uri=f"file:{state}")
             _wait_migrated(domain, "saving the device state")
-        except libvirt.libvirtError as error:
+        except (libvirt.libvirtError, HypervisorError) as error:
             raise HypervisorError(f"the state of {name} cannot be saved: {error}") from error
 
     def pause(self, name: str) -> None:
@@ -196,8 +197,12 @@ class Connection:
 
 
 def _qmp(domain: Any, command: str, **arguments: Any) -> Any:
+    """Return QEMU's answer; raise `HypervisorError` when it refuses, which libvirt passes on as an answer."""
     request = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))["return"]
+    reply = json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))
+    if "return" not in reply:
+        raise HypervisorError(f"QEMU refuses {command}: {reply.get('error', {}).get('desc', reply)}")
+    return reply["return"]
 
 
 def _ignore_shared_memory(domain: Any) -> None:

@@ -9,16 +9,19 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sandbox.errors import ConfigError, HypervisorError
+from sandbox.hypervisor.kvm import ABSENT, PROBE_ROM, kvm_id, kvm_settings, probe_kvm
 from sandbox.hypervisor.spec import AcceleratorKind
+from sandbox.log import log
 from sandbox.paths import make_directory
 
-KVM = Path("/dev/kvm")
-_PROBE_SECONDS = 10.0
-_PROBE_EXIT = 0x2A
+_LOOK_SECONDS = 10.0
+_MOMENT_SECONDS = 600.0
+"""For so long a verdict that may be a bad moment's is kept: to look again may take the whole time of a probe."""
 _TCG_LAUNCHER = """\
 #!/bin/sh
 # Start QEMU as libvirt asks, but let its capability probe not see a KVM device that cannot be used.
@@ -35,7 +38,7 @@ exec {emulator} "$@"
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Found once per boot and QEMU binary, then read from a small file."""
+    """Found once per boot, QEMU binary and way to KVM, then read from a small file."""
 
     emulator: str
     emulator_id: str
@@ -47,6 +50,8 @@ class HostFacts:
     boot_id: str
     kvm_id: str
     user: str | None
+    is_lasting: bool = True
+    """False when the verdict about KVM may be a bad moment's."""
 
     def accelerator(self, wanted: str = "auto") -> AcceleratorKind:
         """Return the accelerator to use; refuse KVM where it was seen not to work."""
@@ -57,6 +62,11 @@ class HostFacts:
         if wanted not in ("kvm", "tcg"):
             raise ConfigError(f"accelerator {wanted!r} is unknown; choose auto, kvm or tcg")
         return "kvm" if wanted == "kvm" else "tcg"
+
+    @property
+    def circumstances(self) -> tuple[object, ...]:
+        """What must be as it was for the facts to hold."""
+        return self.emulator, self.emulator_id, self.boot_id, self.kvm_id, self.user
 
     def is_current(self) -> bool:
         """Return whether the QEMU binary is the one that was looked at. Blocks for one `stat`."""
@@ -83,25 +93,45 @@ def qemu_user() -> str | None:
     raise HypervisorError("there is no user libvirt-qemu to run QEMU as; run `sandbox setup`")
 
 
+_unkept: dict[Path, HostFacts] = {}
+"""Facts whose verdict may be a moment's: this process keeps to them, as to its accelerator."""
+
+
 def load_facts(directory: Path) -> HostFacts:
-    """Return the facts, from `directory` when they are of this boot and this QEMU, else found anew. Blocks."""
+    """Return the facts, from `directory` when their circumstances are today's, else found anew. Blocks."""
     emulator = shutil.which("qemu-system-x86_64")
     if emulator is None:
         raise HypervisorError("qemu-system-x86_64 is not installed; run `sandbox setup`")
-    emulator_id = _emulator_id(emulator)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    kvm_id = _kvm_id()
+    user = qemu_user()
+    circumstances = (emulator, _emulator_id(emulator), boot_id, kvm_id(user), user)
     cached = directory / f"host-{os.geteuid()}.json"
+    for facts in (_unkept.get(cached), _read(cached)):
+        if facts is not None and facts.circumstances == circumstances:
+            return facts
+    make_directory(directory)
+    facts = _find(directory, *circumstances)
+    if facts.kvm_id != ABSENT and not facts.kvm_works:
+        log.warning(
+            "kvm_does_not_work",
+            reason=facts.kvm_verdict,
+            consequence="`auto` takes software emulation, which is no security boundary",
+            remedy="`sandbox doctor`",
+        )
+    if not facts.is_lasting:
+        _unkept[cached] = facts
+    _write_atomically(cached, json.dumps(asdict(facts), indent=1).encode())
+    return facts
+
+
+def _read(cached: Path) -> HostFacts | None:
+    """Return what was found before; None if that is nothing, too old, or of another version of this program."""
     try:
         facts = HostFacts(**json.loads(cached.read_text()))
-        if (facts.emulator, facts.emulator_id, facts.boot_id, facts.kvm_id) == (emulator, emulator_id, boot_id, kvm_id):
-            return facts
+        is_fresh = facts.is_lasting or time.time() - cached.stat().st_mtime < _MOMENT_SECONDS
+        return facts if is_fresh else None
     except (OSError, ValueError, TypeError):
-        pass  # none yet, or of another version of this program: find them anew
-    facts = _find(emulator, emulator_id, boot_id, kvm_id)
-    make_directory(directory)
-    _write_atomically(cached, json.dumps(asdict(facts), indent=1))
-    return facts
+        return None
 
 
 def tcg_launcher(facts: HostFacts, directory: Path) -> str:
@@ -112,97 +142,53 @@ def tcg_launcher(facts: HostFacts, directory: Path) -> str:
     """
     path = directory / f"qemu-tcg-{facts.emulator_id}"
     if not path.exists():
-        _write_atomically(path, _TCG_LAUNCHER.format(emulator=facts.emulator), mode=0o755)
+        _write_atomically(path, _TCG_LAUNCHER.format(emulator=facts.emulator).encode(), mode=0o755)
     return str(path)
 
 
-def _kvm_id() -> str:
-    """Return what changes whenever access to the KVM device does: its owner, mode and lists, and our groups."""
-    try:
-        stat = KVM.stat()
-    except OSError:
-        return "absent"
-    return f"{stat.st_mode:o}-{stat.st_uid}-{stat.st_gid}-{stat.st_ctime_ns}-{sorted(os.getgroups())}"
-
-
-def _find(emulator: str, emulator_id: str, boot_id: str, kvm_id: str) -> HostFacts:
+def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access: str, user: str | None) -> HostFacts:
     version = _run([emulator, "--version"])
     match = re.search(r"version (\d+\.\d+\.\d+)", version)
     machine = re.search(r"\(alias of (pc-q35-[\w.]+)\)", _run([emulator, "-machine", "help"]))
     if match is None or machine is None:
         raise HypervisorError(f"{emulator} does not say its version or has no q35 machine; run `sandbox setup`")
-    user = qemu_user()
-    works, verdict = probe_kvm(emulator, user)
+    rom = directory / f"probe-{os.geteuid()}.rom"
+    _write_atomically(rom, PROBE_ROM)
+    verdict = probe_kvm(emulator, user, rom)
     return HostFacts(
         emulator=emulator,
         emulator_id=emulator_id,
         qemu_version=version.splitlines()[0].removeprefix("QEMU emulator version "),
         machine_type=machine[1],
         cpu=_host_cpu(),
-        kvm_works=works,
-        kvm_verdict=verdict,
+        kvm_works=verdict.works,
+        kvm_verdict=verdict.said,
         boot_id=boot_id,
-        kvm_id=kvm_id,
+        kvm_id=access,
         user=user,
+        is_lasting=verdict.is_lasting,
     )
 
 
-def probe_kvm(emulator: str, user: str | None) -> tuple[bool, str]:
-    """Run two instructions under KVM as the user that QEMU will have; return whether they ran, and what was seen.
-
-    The device's existence proves nothing: it may be closed to that user, or its VMs may never execute anything.
-    """
-    if not KVM.exists():
-        return False, f"{KVM} does not exist (no hardware virtualization, or the kvm module is not loaded)"
-    with tempfile.TemporaryDirectory(prefix="sandbox-kvm-") as directory:
-        Path(directory).chmod(0o711)
-        rom = Path(directory) / "probe.rom"
-        # The reset vector lies 16 bytes before the end: mov al, 0x2a; out 0xf4, al; hlt.
-        rom.write_bytes(bytes([0xF4]) * 0xFFF0 + bytes([0xB0, _PROBE_EXIT, 0xE6, 0xF4, 0xF4]) + bytes(11))
-        rom.chmod(0o644)
-        command = [emulator, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "16", "-nodefaults"]
-        command += ["-display", "none", "-bios", str(rom), "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
-        account = pwd.getpwnam(user) if user else None
-        try:
-            done = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=_PROBE_SECONDS,
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=os.getgrouplist(account.pw_name, account.pw_gid) if account else None,
-            )
-        except subprocess.TimeoutExpired:
-            return False, f"a test VM under KVM executed nothing within {_PROBE_SECONDS:g} s"
-        except OSError as error:
-            return False, f"{emulator} cannot be run as {user or 'this user'}: {error.strerror}"
-    if done.returncode == _PROBE_EXIT << 1 | 1:
-        return True, "a test VM ran under KVM"
-    said = next((line for line in reversed(done.stderr.splitlines()) if line), f"exit status {done.returncode}")
-    return False, f"a test VM under KVM did not run: {said.removeprefix('qemu-system-x86_64: ')}"
-
-
 def _host_cpu() -> str:
+    """Return what decides which processor a guest under KVM sees: the host's, its kernel and KVM's settings."""
     wanted = ("model name", "microcode", "flags")
     text = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     values = {key.strip(): value.strip() for key, value in fields.items()}
-    return " | ".join(values.get(key, "?") for key in wanted)
+    return " | ".join([*(values.get(key, "?") for key in wanted), os.uname().release, kvm_settings()])
 
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LOOK_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise HypervisorError(f"`{' '.join(command)}` failed: {error}; run `sandbox setup`") from error
 
 
-def _write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+def _write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         os.fchmod(file.fileno(), mode)
     Path(temporary).replace(path)

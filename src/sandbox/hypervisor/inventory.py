@@ -97,7 +97,7 @@ def leaks(runtime: Path) -> list[str]:
 
 def _machine(entry: Path, runtime: Path) -> MachineRecord | None:
     try:
-        if not (entry / "root").samefile("/"):
+        if not _has_our_root(entry):
             return None
         arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
@@ -117,6 +117,24 @@ def _machine(entry: Path, runtime: Path) -> MachineRecord | None:
         cpu_seconds=(int(fields[11]) + int(fields[12])) / tick,
         memory_mib=_proportional_mib(entry),
     )
+
+
+def _has_our_root(entry: Path) -> bool:
+    """Return whether a process has the root directory that we have.
+
+    To follow its link takes CAP_SYS_PTRACE for another user's process, which root lacks in most containers. What is
+    mounted there everybody may read.
+    """
+    try:
+        return (entry / "root").samefile("/")
+    except PermissionError:
+        return _root_mount(entry) == _root_mount(Path("/proc/self"))
+
+
+def _root_mount(entry: Path) -> list[str] | None:
+    """Return the device and the directory on it that a process has mounted as its root; None if nothing is."""
+    mounts = [line.split()[2:5] for line in (entry / "mountinfo").read_text().splitlines()]
+    return next((fields[:2] for fields in reversed(mounts) if fields[2] == "/"), None)
 
 
 def _proportional_mib(entry: Path) -> float | None:
