@@ -76,6 +76,8 @@ async def test_clone_of_a_template(template: Template, capsys: pytest.CaptureFix
         with anyio.fail_after(10):
             while await template.host.call(template.host.connection.domains):  # noqa: ASYNC110 - libvirt tells nobody
                 await anyio.sleep(0.01)
+            while template.host.admission.ledger.own_mib or template.host.groups._groups:  # noqa: ASYNC110 - nor a thread
+                await anyio.sleep(0.01)
 
     count = await _sweep(use, check)
     assert count > 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.hypervisor.cgroup import Caps, Group, remove_group
@@ -18,7 +19,9 @@ from sandbox.log import log
 
 BASE = "sandbox"
 OVERHEAD_MIB = 96
-"""What QEMU may take beside its guest's memory, and under TCG its translated code: heap, stacks, page tables, files."""
+"""What QEMU may take beside its guest's memory, page tables, and under TCG its translated code: heap, stacks, files."""
+_PAGE_TABLES = {"kvm": 256, "tcg": 512}
+"""One part in so many of the guest's memory: the host's tables of it, and under KVM the processor's own as well."""
 PIDS = 96
 """QEMU's threads beside its virtual processors; it keeps up to 64 for its disk."""
 _EMPTY_SECONDS = 0.5
@@ -26,7 +29,8 @@ _EMPTY_SECONDS = 0.5
 
 def caps(spec: MachineSpec, platform: Platform, cpus: float | None) -> Caps:
     """Return the most that a VM gets: memory and overhead, threads, and processor time where that is limited."""
-    overhead = OVERHEAD_MIB + (TRANSLATION_MIB if platform.accelerator == "tcg" else 0)
+    overhead = OVERHEAD_MIB + spec.memory_mib // _PAGE_TABLES[platform.accelerator]
+    overhead += TRANSLATION_MIB if platform.accelerator == "tcg" else 0
     return Caps(spec.memory_bytes + (overhead << 20), PIDS + spec.vcpus, cpus)
 
 
@@ -109,8 +113,9 @@ def reap_left_over(runtime: Path, bases: Iterable[Path] | None = None) -> int:
     """Remove such groups if nothing lives in them; return how many went."""
     gone = 0
     for path in left_over(runtime, bases):
-        children = [child for child in path.iterdir() if child.is_dir()]
-        gone += min(remove_group(group) for group in (*children, path))
+        with suppress(FileNotFoundError):  # another process that starts removes the same
+            children = [child for child in path.iterdir() if child.is_dir()]
+            gone += min(remove_group(group) for group in (*children, path))
     return gone
 
 

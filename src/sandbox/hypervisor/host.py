@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import pwd
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
 from sandbox.hypervisor.groups import Groups, reap_left_over
 from sandbox.hypervisor.handover import Handover
+from sandbox.hypervisor.inherited import check_not_forked
 from sandbox.hypervisor.machine import Machine
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
@@ -34,6 +36,8 @@ Ts = TypeVarTuple("Ts")
 
 _shared: dict[tuple[object, ...], Hypervisor] = {}
 _shared_lock = threading.Lock()
+_used_by: int | None = None
+"""The process that uses libvirt. A child that it forks cannot: libvirt's threads and the lock above stay behind."""
 
 
 class Hypervisor:
@@ -54,12 +58,13 @@ class Hypervisor:
         self.platform = _platform(self.facts, accelerator, directory)
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
+        self._process = os.getpid()
         self.rundir = RunDirectory.create(config.paths.runtime)
-        reap(config.paths.runtime)
-        wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
-        groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
-        reap_left_over(config.paths.runtime, groups.places.parents.values())
         try:
+            reap(config.paths.runtime)
+            wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
+            groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
+            reap_left_over(config.paths.runtime, groups.places.parents.values())
             cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
             root, emulator = self.rundir.path / "l", self.platform.emulator
             self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
@@ -72,7 +77,7 @@ class Hypervisor:
         self._numbers = count(1)
 
     def __repr__(self) -> str:
-        return f"<Hypervisor {self.platform.accelerator} {self.rundir.path}>"
+        return f"<Hypervisor {self.platform.accelerator} {self.rundir}>"
 
     @property
     def groups(self) -> Groups:
@@ -81,11 +86,17 @@ class Hypervisor:
 
     @classmethod
     async def connect(cls, config: HostConfig) -> Hypervisor:
-        """Return this process's hypervisor for `config`, opened on first use; never blocks the event loop."""
+        """Return this process's hypervisor for `config`, opened on first use; never blocks the event loop.
+
+        Raises `HypervisorError` in a child that was forked from a process which has one.
+        """
         return await run_sync(cls.connect_blocking, config, limiter=threads.limiter())
 
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
+        global _used_by  # noqa: PLW0603 - libvirt can be used by one process of a family
+        _used_by = _used_by or os.getpid()
+        check_not_forked(_used_by)
         places = (config.data_dir, config.runtime_dir, config.admission_dir, config.cgroup)
         bounds = (config.memory_overcommit, config.memory_pressure_max, config.cpu_limit, config.nice)
         key = (config.uri, config.accelerator, *places, *bounds)
@@ -110,13 +121,19 @@ class Hypervisor:
         return self.platform
 
     def close(self) -> None:
-        """Give the connection and the run directory back. Called at exit; ends every VM that is left."""
+        """Give the connection and the run directory back. Called at exit; ends every VM that is left.
+
+        At the exit of a child that was forked, all of them are its parent's, and nothing happens.
+        """
+        if os.getpid() != self._process:
+            return
         self.connection.close()
         self.rundir.remove()  # ends every QEMU first
         self.admission.close()
 
     async def call(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a blocking function in a worker thread, with a deadline; see `threads.call`."""
+        check_not_forked(self._process)
         return await threads.call(function, *arguments)
 
     async def start(self, spec: MachineSpec, *, reserve_mib: int = 0) -> Machine:
@@ -132,9 +149,9 @@ class Hypervisor:
                 process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
-                threading.Thread(target=self.starter.end, args=(name, *started), daemon=True).start()
+                threads.soon(self.starter.end, name, *started)
             else:  # its thread may hang in libvirt, which waits for a stopped QEMU without end, but not for a dead one
-                threading.Thread(target=kill_by_name, args=(name,), daemon=True).start()
+                threads.soon(kill_by_name, name)
             raise
         return Machine(self, name, process, SocketStream(sock), Console(console))
 
@@ -148,7 +165,8 @@ class Hypervisor:
 
     def forget_blocking(self, name: str) -> None:
         """Give back what the host keeps for a VM whose QEMU is dead: its control group, its promised memory."""
-        self.starter.forget(name)
+        if os.getpid() == self._process:
+            self.starter.forget(name)
 
 
 def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> Platform:

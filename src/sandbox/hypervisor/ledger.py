@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.errors import HostResources, HypervisorError
+from sandbox.hypervisor.inherited import Descriptor
 
 _NAME = re.compile(r"[0-9]+-[0-9a-f]{8}")
 _LOCK_SECONDS = 5.0
@@ -36,12 +37,12 @@ class Ledger:
         self._threads = threading.Lock()
         try:
             _make_shared(directory)
-            self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock = Descriptor(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             self._path = directory / f"{os.geteuid()}-{name}"
             with self._locked():  # nobody takes a file for a dead process's before it is locked
                 flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._file = os.open(self._path, flags, 0o644)
-                os.fchmod(self._file, 0o644)
+                self._file = Descriptor(os.open(self._path, flags, 0o644))
+                os.fchmod(self._file.fileno(), 0o644)
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._write()
         except OSError as error:
@@ -71,7 +72,7 @@ class Ledger:
     def release(self, vm: str) -> None:
         """Take a promise back: the VM's QEMU is dead. May be called twice."""
         with self._threads:
-            if self._promises.pop(vm, None) is not None:
+            if self._promises.pop(vm, None) is not None and self._file.is_open:
                 self._write()
 
     def total_mib(self) -> int:
@@ -80,15 +81,14 @@ class Ledger:
             return sum(self._others()) + self.own_mib
 
     def close(self) -> None:
-        """Take everything back."""
-        if self._file >= 0:
+        """Take everything back. May be called twice; in a child that was forked it does nothing."""
+        if self._file.is_open:
             self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            os.close(self._lock)
-            self._file = -1
+            self._file.close()
+            self._lock.close()
 
     def _write(self) -> None:
-        os.pwrite(self._file, f"{self.own_mib:>{_WIDTH}}\n".encode(), 0)
+        os.pwrite(self._file.fileno(), f"{self.own_mib:>{_WIDTH}}\n".encode(), 0)
 
     def _others(self) -> Iterator[int]:
         """Yield the promise of each living process; remove our user's files of dead ones."""

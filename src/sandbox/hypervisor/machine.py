@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox.hypervisor import threads
 from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.stream import SocketStream
@@ -67,6 +67,7 @@ class Machine:
         may_kill = self.process.kill()
         self.stream.close()
         self.console.close()
+        is_forgotten = False
         with anyio.CancelScope(shield=True):
             try:
                 with anyio.move_on_after(DESTROY_SECONDS) as scope:
@@ -74,13 +75,14 @@ class Machine:
                         await self._host.call(self._host.connection.destroy, self.name)
                     await self.process.wait_dead()
                     await self._host.call(self._host.forget_blocking, self.name)
+                    is_forgotten = True
                 if scope.cancelled_caught:
                     log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
-            finally:  # asyncio's own cancellation knows no shield: what is not dead yet is buried by a thread
-                if self.process.is_alive:
-                    threading.Thread(target=self._bury, daemon=True).start()
-                else:
+            finally:  # asyncio's own cancellation knows no shield: what is left to do, a thread does
+                if is_forgotten:
                     self.process.close()
+                else:
+                    threads.soon(self._bury)
 
     def _bury(self) -> None:
         self.process.wait_dead_blocking(_BURY_SECONDS)

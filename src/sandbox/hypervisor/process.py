@@ -13,6 +13,8 @@ from pathlib import Path
 
 import anyio
 
+from sandbox.hypervisor.inherited import keep_from_children
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -74,6 +76,7 @@ class Process:
         self.exit_status: int | None = None
         """Once reaped: the exit status, or the negative number of the signal that ended it. None if not our child."""
         self._fd = fd
+        keep_from_children(self)
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {'alive' if self.is_alive else 'dead'}>"
@@ -139,9 +142,9 @@ class Process:
     def close(self) -> None:
         """Reap, and give the pidfd back. May be called twice."""
         self.reap()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def fileno(self) -> int:
         """The pidfd: readable once the process has ended."""

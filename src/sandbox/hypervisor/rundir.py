@@ -6,18 +6,21 @@ line or lies in it, so the next process that starts finds and ends exactly that.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sandbox.errors import HypervisorError
 from sandbox.hypervisor.cgroup import remove_group
+from sandbox.hypervisor.inherited import Descriptor, check_not_forked
 from sandbox.hypervisor.process import Process
 from sandbox.log import log
 from sandbox.paths import make_directory
@@ -36,17 +39,26 @@ _GROUP_SECONDS = 0.5
 class RunDirectory:
     """A run directory that this process holds."""
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, lock: Descriptor) -> None:
+        self._path = path
         self._lock = lock
+        self._owner = os.getpid()
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @property
+    def path(self) -> Path:
+        """Where it is. Raises in a child that was forked: names made from it would be those of its parent's VMs."""
+        check_not_forked(self._owner)
+        return self._path
 
     @classmethod
     def create(cls, runtime: Path) -> RunDirectory:
         """Make and lock a fresh directory. QEMU may run as another user, who may pass through but not list it."""
         try:
             make_directory(runtime)
-            if runtime.stat().st_uid != os.geteuid():
-                raise HypervisorError(f"{runtime} belongs to another user; set SANDBOX_RUNTIME_DIR to one of yours")
+            _check_trusted(runtime)
             name = secrets.token_hex(4)
             unborn, path = runtime / f".{name}", runtime / name
             make_directory(unborn, 0o711)
@@ -54,29 +66,59 @@ class RunDirectory:
             raise HypervisorError(
                 f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
             ) from error
-        lock = os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = Descriptor(os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(lock, f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
         unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
         return cls(path, lock)
 
     def remove(self) -> None:
-        """End what still runs in here and delete the directory. May be called twice."""
-        if self._lock < 0:
+        """End what still runs in here and delete the directory.
+
+        May be called twice. In a child that was forked it does nothing: all of that is its parent's.
+        """
+        if not self._lock.is_open:
             return
-        _clear(self.path)
-        os.close(self._lock)
-        self._lock = -1
+        _end_machines(self._path)
+        with suppress(FileNotFoundError), _opened(self._path) as directory:
+            _remove_all(self._path, directory)
+        self._lock.close()
 
 
 def reap(runtime: Path) -> int:
-    """End and remove what dead processes left behind; return how many run directories were cleared."""
+    """End and remove what dead processes left behind; return how many run directories were cleared.
+
+    One that cannot be cleared is left to the next process. Raises `HypervisorError` if others can write in `runtime`.
+    """
+    try:
+        _check_trusted(runtime)
+    except FileNotFoundError:
+        return 0
     cleared = 0
     _remove_husks(runtime)
-    for path in _ownerless(runtime):
-        _clear(path)
-        cleared += 1
+    for path, directory in _ownerless(runtime):
+        try:
+            _end_machines(path)
+            _remove_all(path, directory)
+        except (HypervisorError, OSError) as error:
+            log.warning("run_directory_not_cleared", path=str(path), reason=str(error))
+        else:
+            cleared += 1
     return cleared
+
+
+def _check_trusted(runtime: Path) -> None:
+    """Raise `HypervisorError` unless all that lies in this directory was put there by this user."""
+    status = runtime.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise HypervisorError(f"{runtime} is a link or a file; set SANDBOX_RUNTIME_DIR to a directory itself")
+    if status.st_uid != os.geteuid():
+        raise HypervisorError(f"{runtime} belongs to another user; set SANDBOX_RUNTIME_DIR to one of yours")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise HypervisorError(
+            f"others may write in {runtime}; set SANDBOX_RUNTIME_DIR to a directory for this alone; if it is one, "
+            f"run `chmod go-w {runtime}`"
+        )
 
 
 def _remove_husks(runtime: Path) -> None:
@@ -85,7 +127,7 @@ def _remove_husks(runtime: Path) -> None:
     Nothing but that goes: a directory of such a name that holds anything else was never ours.
     """
     for path in runtime.glob(_NAMES):
-        if not (path / _LOCK).exists():
+        if not path.is_symlink() and not (path / _LOCK).exists():
             for record in path.glob(f"l/run/qemu/sbx-{path.name}-*.xml*"):
                 record.unlink(missing_ok=True)
             for below in ("l/run/qemu", "l/run", "l", "."):
@@ -137,59 +179,97 @@ def group_name(path: Path) -> str:
     return f"{path.name}-{zlib.crc32(f'{status.st_dev}:{status.st_ino}'.encode()):08x}"
 
 
-def _ownerless(runtime: Path) -> Iterator[Path]:
-    """Yield the run directories whose lock is free, holding it meanwhile: their owner is dead, whoever has its pid."""
+def _ownerless(runtime: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the run directories whose lock is free, each opened, holding the lock meanwhile.
+
+    Their owner is dead, whoever has its pid.
+    """
     for path in runtime.glob(_NAMES):
-        try:
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # not a run directory, another user's, or being removed right now
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            yield path
-        finally:
-            os.close(lock)
-
-
-def _remove_groups(path: Path) -> None:
-    """Remove the control groups of a run directory whose VMs are dead. Only empty directories of its name go."""
-    with suppress(FileNotFoundError):
-        for line in (path / GROUPS_FILE).read_text().splitlines():
-            parent = Path(line)
-            if parent.name != group_name(path) or not (parent / "cgroup.procs").exists():
+        with ExitStack() as stack:
+            try:
+                directory = stack.enter_context(_opened(path))
+                lock = Descriptor(os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+                stack.callback(lock.close)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                there = os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
+            except OSError:  # its owner lives or has just removed it, it is another user's, or no run directory
                 continue
+            if os.path.samestat(os.fstat(lock.fileno()), there):
+                yield path, directory
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a directory of ours; raise `OSError` for whatever else has come to bear its name.
+
+    Whoever works by the descriptor stays in this directory, whatever becomes of the name.
+    """
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(directory).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "another user's", str(path))
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _remove_groups(path: Path, directory: int) -> None:
+    """Remove the control groups of a run directory whose VMs are dead. Only empty directories of its name go."""
+    try:
+        listed = os.open(GROUPS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:  # none were made
+        return
+    with os.fdopen(listed) as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        parent = Path(line)
+        if parent.name != group_name(path) or not (parent / "cgroup.procs").exists():
+            continue
+        with suppress(FileNotFoundError):  # another process that starts removes the same
             children = [child for child in parent.iterdir() if child.is_dir()]
             if not min(remove_group(group, _GROUP_SECONDS) for group in (*children, parent)):
                 log.warning("control_group_not_removed", group=line)
 
 
-def _clear(path: Path) -> None:
+def _end_machines(path: Path) -> None:
     for process in Process.find(f"{path}/"):
         log.warning("leftover_vm_killed", pid=process.pid, run_directory=str(path))
         process.kill()
-        if not process.wait_dead_blocking(_DEATH_SECONDS):
-            raise HypervisorError(f"QEMU process {process.pid} of {path} does not die; end it by hand and try again")
+        is_dead = process.wait_dead_blocking(_DEATH_SECONDS)
         process.close()
-    _remove_groups(path)
+        if not is_dead:
+            raise HypervisorError(f"QEMU process {process.pid} of {path} does not die; end it by hand and try again")
+
+
+def _remove_all(path: Path, directory: int) -> None:
+    _remove_groups(path, directory)
     for attempt in range(_CLEAR_ATTEMPTS):  # libvirt's threads may still be writing about a domain that has just ended
-        entries = [entry for entry in path.iterdir() if entry.name != _LOCK]
+        entries = [entry for entry in os.listdir(directory) if entry != _LOCK]
         if not entries:
             # The lock goes last: a directory that could not be emptied keeps it, and the next process tries again.
-            (path / _LOCK).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(_LOCK, dir_fd=directory)
             try:
                 path.rmdir()
+            except FileNotFoundError:
+                return
             except OSError:  # a thread of libvirt was quicker
-                (path / _LOCK).touch()
+                os.close(os.open(_LOCK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
                 continue
             return
         if attempt:
             time.sleep(_CLEAR_SECONDS)
         for entry in entries:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+            _remove(entry, directory)
     log.warning("run_directory_not_cleared", path=str(path))
+
+
+def _remove(name: str, directory: int) -> None:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=directory)
+            return
+    except FileNotFoundError:  # libvirt's threads remove files, too
+        return
+    shutil.rmtree(name, ignore_errors=True, dir_fd=directory)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import anyio
 
+from sandbox.hypervisor.inherited import keep_from_children
+
 _RECEIVE_BYTES = 256 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
@@ -138,7 +140,7 @@ class Listener:
     def accept(self, seconds: float) -> socket.socket:
         """Return the first connection; raise `TimeoutError` if none comes in time. Blocks."""
         self._socket.settimeout(seconds)
-        return self._socket.accept()[0]
+        return keep_from_children(self._socket.accept()[0])
 
     def close(self) -> None:
         self._socket.close()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 import anyio
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 
-from sandbox.errors import HypervisorError
+from sandbox.errors import HostResources, HypervisorError
+from sandbox.log import log
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 CALL_SECONDS = 30.0
+_AGAIN_SECONDS = 0.5
+_NO_THREAD = "can't start new thread"
+"""What CPython says when the kernel gives it none; there is no class of exceptions for it."""
 THREADS = 32
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("sandbox_hypervisor_threads")
 
@@ -23,12 +30,35 @@ async def call(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
     """Run a blocking function in a worker thread.
 
     A cancelled caller still waits for the thread, so that ownership of what it makes is never in doubt; a thread
-    that exceeds the deadline is given up and `HypervisorError` raised.
+    that exceeds the deadline is given up and `HypervisorError` raised. `HostResources` says that the host has no thread
+    for it, or for one that it starts.
     """
-    with anyio.CancelScope(shield=True), anyio.move_on_after(CALL_SECONDS):
+    with telling_shortage(), anyio.CancelScope(shield=True), anyio.move_on_after(CALL_SECONDS):
         return await run_sync(function, *arguments, limiter=limiter(), abandon_on_cancel=True)
     name = getattr(function, "__name__", "call")
     raise HypervisorError(f"libvirt did not answer `{name}` within {CALL_SECONDS:g} s; is its daemon hanging?")
+
+
+@contextmanager
+def telling_shortage() -> Iterator[None]:
+    """Raise `HostResources` when a thread that is wanted within the context cannot be had."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _NO_THREAD not in str(error):
+            raise
+        raise HostResources(
+            "no room for another thread; `ulimit -u`, and the limit of processes of a container or service, count them"
+        ) from error
+
+
+def soon(function: Callable[[*Ts], object], *arguments: *Ts) -> None:
+    """Run a blocking function in a thread that nobody waits for, as soon as the host has one."""
+    try:
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+    except RuntimeError as error:
+        log.warning("no_thread", wanted_for=getattr(function, "__name__", "call"), error=str(error))
+        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, soon, function, *arguments)
 
 
 def limiter() -> anyio.CapacityLimiter:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox.hypervisor.inherited import keep_from_children
+
 
 @contextmanager
 def build_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock; call `waiting` once if somebody else has it."""
     with path.open("a") as file:
+        keep_from_children(file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import Enum
 from typing import Any, TypeVar
 
+from sandbox.errors import StateError
 from sandbox.guest.events import Events
 
 T = TypeVar("T")
@@ -32,7 +33,16 @@ class Portal:
         self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end and return its result, or raise what it raised."""
+        """Run a coroutine to its end and return its result, or raise what it raised.
+
+        Raises `StateError` in a child that was forked: the thread that would run it is its parent's.
+        """
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise StateError(
+                "the event loop of `sandbox.sync` does not run in this process, which was forked from one that uses "
+                "it: start this one with `subprocess`, or with multiprocessing's `spawn` or `forkserver`"
+            )
         done: Future[T] = Future()
 
         def start() -> None:
@@ -83,7 +93,8 @@ class Portal:
         try:
             yield value
         finally:
-            self.call(finish())
+            if self._thread.is_alive():  # else this is a forked child's copy of its parent's context
+                self.call(finish())
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -14,6 +14,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from sandbox.errors import TemplateError
+from sandbox.hypervisor.inherited import Descriptor
 from sandbox.paths import make_directory
 from sandbox.template.manifest import MANIFEST
 
@@ -26,24 +27,23 @@ _POLL_SECONDS = 0.05
 class Hold:
     """Keeps one template from being removed by anybody, for as long as this object lives or until `release`."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._close = weakref.finalize(self, os.close, descriptor)
+    def __init__(self, descriptor: Descriptor) -> None:
+        self._close = weakref.finalize(self, descriptor.close)
 
     @classmethod
     def take(cls, directory: Path) -> Hold | None:
         """Hold the template in this directory; None if there is none, or if it is being removed. Blocks briefly."""
         try:
-            descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(descriptor), os.stat(directory / MANIFEST))  # noqa: PTH116
+            is_there = os.path.samestat(os.fstat(descriptor.fileno()), os.stat(directory / MANIFEST))  # noqa: PTH116
         except OSError:
             is_there = False
         if not is_there:
-            os.close(descriptor)
+            descriptor.close()
             return None
         return cls(descriptor)
 
@@ -76,7 +76,7 @@ async def baking(lock: Path) -> AsyncIterator[None]:
     """Hold the exclusive lock of those who bake. Polls, because a thread that blocks in flock cannot be cancelled."""
     try:
         await run_sync(make_directory, lock.parent)
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
     except OSError as error:
         raise TemplateError(f"{lock} cannot be made: {error.strerror}; set another SANDBOX_DATA_DIR") from error
     try:
@@ -88,7 +88,22 @@ async def baking(lock: Path) -> AsyncIterator[None]:
                 await anyio.sleep(_POLL_SECONDS)
         yield
     finally:
-        os.close(descriptor)
+        descriptor.close()
+
+
+@contextmanager
+def unless_baked(lock: Path) -> Iterator[bool]:
+    """Tell whether nobody holds the lock of those who bake; while the context lasts, nobody else can."""
+    descriptor = Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except BlockingIOError:
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        descriptor.close()
 
 
 def is_being_baked(lock: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sandbox.template.hold import is_being_baked
+from sandbox.template.hold import is_being_baked, unless_baked
 from sandbox.template.manifest import MANIFEST
 from sandbox.template.store import TemplateStore
 
@@ -17,7 +17,12 @@ def prune_templates(templates: Path, images: set[str]) -> list[str]:
     Return the names that were removed.
     """
     removed = TemplateStore(templates).prune(lambda stored: stored.manifest.requirement.image in images)
-    for path in [*left_over(templates), *_of_another_version(templates)]:
+    for path in left_over(templates):
+        with unless_baked(_lock(path)) as is_free:  # a bake that begins now makes a directory of the same name
+            if is_free and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path.name)
+    for path in _of_another_version(templates):
         shutil.rmtree(path, ignore_errors=True)
         removed.append(path.name)
     return removed
@@ -26,7 +31,7 @@ def prune_templates(templates: Path, images: set[str]) -> list[str]:
 def left_over(templates: Path) -> list[Path]:
     """Return the work directories of bakes that do not run any more."""
     work = sorted(path for path in templates.glob(".bake-*") if path.is_dir())
-    return [path for path in work if not is_being_baked(templates / f"{_key(path)}.lock")]
+    return [path for path in work if not is_being_baked(_lock(path))]
 
 
 def _of_another_version(templates: Path) -> list[Path]:
@@ -35,5 +40,6 @@ def _of_another_version(templates: Path) -> list[Path]:
     return sorted([*plain, *templates.glob(".old-*")])
 
 
-def _key(work: Path) -> str:
-    return work.name.removeprefix(".bake-").partition(".")[0]
+def _lock(work: Path) -> Path:
+    """Return the file that whoever bakes in this work directory has locked."""
+    return work.with_name(f"{work.name.removeprefix('.bake-').partition('.')[0]}.lock")
