@@ -196,8 +196,10 @@ class PoolConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> PoolConfig:
-        if self.min_size > self.max_size:
-            raise ValueError(f"min_size {self.min_size} is larger than max_size {self.max_size}")
+        wanted = self.min_size + sum(target.min_size for target in self.more.values())
+        if wanted > self.max_size:
+            said = f"min_size {self.min_size}" if not self.more else f"the sum of all min_size, {wanted},"
+            raise ValueError(f"{said} is larger than max_size {self.max_size}")
         if "default" in self.more:
             raise ValueError("`more` names the template 'default', which is the pool's own")
         return self

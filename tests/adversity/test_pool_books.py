@@ -11,8 +11,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from sandbox.config import PoolConfig
-from sandbox.errors import PoolTimeout, StartError, StateError
+from sandbox.config import PoolConfig, TemplateConfig, TemplateTarget
+from sandbox.errors import ConfigError, PoolTimeout, StartError, StateError
 from sandbox.event import EventKind, LifeEvent
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.health import LOOK_SECONDS, Health
@@ -205,6 +205,67 @@ def test_lease_ends_at_the_earlier_of_its_bounds(ttl: float | None, idle: float 
             assert lease.left == (None if ttl is None else about(ttl))
             await lease.wait_ended()
             assert anyio.current_time() - began == about(ends)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_time_before_a_lease_is_none_of_its_idleness(running: int) -> None:
+    """A VM that was warm for longer than a lease may be idle is lent for as long as any other."""
+
+    async def scene() -> None:
+        async with opened(FakeWorld(), idle_lease_timeout=1.0, min_size=1, running_ready=running) as pool:
+            await pool.wait_ready()
+            await anyio.sleep(5)
+            lease = await pool.claim()
+            began = anyio.current_time()
+            await anyio.sleep(0.5)
+            assert not lease.has_ended
+            await lease.wait_ended()
+            assert anyio.current_time() - began == about(1.0)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("how", ["released", "lost"])
+def test_listener_that_ends_the_lease_of_which_it_hears_changes_no_count(how: str) -> None:
+    """One end is one end, with one reason, whatever is called while it is told."""
+
+    async def scene() -> None:
+        told: list[LifeEvent] = []
+        async with opened(FakeWorld(), told) as pool:
+            lease = await pool.claim()
+
+            def end_again(event: LifeEvent) -> None:
+                if event.kind is EventKind.LEASE_ENDED:
+                    lease.release_nowait()
+                    pool._end_vm(event.vm)
+
+            pool.observe(end_again)
+            if how == "lost":
+                cast("FakeVM", lease.vm).die()
+            else:
+                lease.release_nowait()
+            await lease.wait_ended()
+            state = pool.statistics()
+            assert (state.claimed, state.released + state.lost, getattr(state, how)) == (1, 1, 1)
+        (ended,) = [event for event in told if event.kind is EventKind.LEASE_ENDED]
+        assert ended.fields["why"] == how
+
+    play(scene())
+
+
+def test_more_than_a_pool_ever_keeps_ready_is_not_waited_for() -> None:
+    """Neither a number that it cannot reach, nor sizes of templates that do not fit into it together."""
+
+    async def scene() -> None:
+        async with opened(FakeWorld(), min_size=1, max_size=2, max_ready=2) as pool:
+            await pool.wait_ready()
+            with pytest.raises(ConfigError, match=r"keeps 2 VMs ready at most, not 3"):
+                await pool.wait_ready(3)
+        other = TemplateTarget(template=TemplateConfig(), min_size=1)
+        with pytest.raises(ValueError, match=r"the sum of all min_size, 3, is larger than max_size 2"):
+            PoolConfig(min_size=2, max_size=2, more={"other": other})
 
     play(scene())
 

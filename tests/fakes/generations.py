@@ -23,6 +23,7 @@ class FakeSeries:
         self.next_is_slow_by = 0.0
         self.next_can_run = True
         self.bake_fails = False
+        self.tidy_fails = False
         self.published: list[int] = []
         self.thrown_away: list[int] = []
         self.bakes_in_progress = 0
@@ -97,4 +98,6 @@ class FakeTemplate:
         raise TemplateError("there is no generation before the first")
 
     async def tidy(self) -> None:
-        """Nothing is on any disk."""
+        """Nothing is on any disk, which may fail."""
+        if self.series.tidy_fails:
+            raise PermissionError("the series lets nothing be removed")

@@ -8,7 +8,7 @@ from itertools import count
 
 import anyio
 
-from sandbox.errors import StartError
+from sandbox.errors import HostResources, StartError
 from sandbox.result import Outcome, Result
 
 
@@ -78,6 +78,8 @@ class FakeWorld:
         self.start_seconds = start_seconds
         self.end_seconds = end_seconds
         self.fail_next = 0
+        self.room: int | None = None
+        """Where so many VMs live already, the host has no memory for another."""
         self.alive: set[FakeVM] = set()
         self.started = 0
         self.most_alive = 0
@@ -87,6 +89,8 @@ class FakeWorld:
     async def lease(self) -> AsyncIterator[FakeVM]:
         """Give one VM for the length of the context."""
         self.started += 1
+        if self.room is not None and len(self.alive) >= self.room:
+            raise HostResources("the world is full")
         await anyio.sleep(self.start_seconds)
         if self.fail_next > 0:
             self.fail_next -= 1

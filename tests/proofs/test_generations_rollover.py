@@ -184,6 +184,41 @@ def test_failing_canary_is_thrown_away_and_tried_ever_more_rarely(play: Play, fa
     play(story())
 
 
+def test_full_host_says_nothing_of_a_successor(play: Play) -> None:
+    """No room for a canary is told as such, and held against no generation; with room, the pool rolls over."""
+    scene = Scene()
+
+    async def story() -> None:
+        async with scene.pool as pool:
+            await pool.wait_ready()
+            scene.world.room, scene.series.wanted = len(scene.world.alive), "second"
+            await anyio.sleep(600)
+            failed = scene.events(EventKind.TEMPLATE_BAKE_FAILED)
+            assert {event.fields["code"] for event in failed} == {"HOST_RESOURCES"}
+            assert not scene.events(EventKind.CANARY_FAILED)
+            assert pool._keeper.successions["default"]._beyond == 0
+            scene.world.room = None
+            await scene.wait_rolled(await pool.roll_over())
+
+    play(story())
+
+
+def test_roll_over_is_done_though_old_templates_stay(play: Play) -> None:
+    """What cannot be removed is no failure of the new one."""
+    scene = Scene()
+    scene.series.tidy_fails = True
+
+    async def story() -> None:
+        async with scene.pool as pool:
+            await pool.wait_ready()
+            scene.series.wanted = "second"
+            assert await pool.roll_over() == 2
+            await scene.wait_rolled(2)
+            assert not scene.events(EventKind.TEMPLATE_BAKE_FAILED)
+
+    play(story())
+
+
 def test_failing_bake_leaves_the_pool_as_it_is(play: Play) -> None:
     """Each failure is told, and callers are served from the live generation meanwhile."""
     scene = Scene()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +100,26 @@ def test_full_pool_makes_room_for_another_templates_caller() -> None:
     assert (due.starts, due.evictions) == ([0, 0], [1, 0])
     due = plan([Census(0, 3, 0, 1, 0, 4), Census(0, 0, 0, 0, 1)], max_size=4, concurrent_starts=2)
     assert (due.starts, due.evictions) == ([0, 0], [0, 0])
+
+
+def test_room_goes_to_the_most_senior_of_all_templates() -> None:
+    """Whose caller waits longest, not whose template is named first; each caller counts."""
+    first, second = Census(0, 0, 0, 0, 3, next_callers=(5.0, 6.0, 9.0)), Census(0, 0, 0, 0, 2, next_callers=(4.0, 7.0))
+
+    def starts(room: int, **changes: Any) -> list[int]:
+        return plan([replace(first, **changes), second], max_size=room, concurrent_starts=4).starts
+
+    assert [starts(room) for room in range(6)] == [[0, 0], [0, 1], [1, 1], [2, 1], [2, 2], [2, 2]]
+    assert starts(1, may_start=False) == [0, 1]
+    assert starts(4, is_on_probation=True) == [1, 2]
+
+
+def test_on_probation_one_start_at_a_time_is_tried() -> None:
+    """Whoever waits, and whatever is missing."""
+    tried = Census(0, 0, 0, 0, 2, target=5, is_on_probation=True)
+    assert plan([tried], max_size=9, concurrent_starts=9).starts == [1]
+    assert plan([replace(tried, starting=1)], max_size=9, concurrent_starts=9).starts == [0]
+    assert plan([replace(tried, is_on_probation=False)], max_size=9, concurrent_starts=9).starts == [7]
 
 
 def test_back_off_grows_and_is_bounded() -> None:

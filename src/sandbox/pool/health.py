@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable
 import anyio
 from anyio.to_thread import run_sync
 
+from sandbox.errors import HostResources
 from sandbox.hypervisor.process import stopped
+from sandbox.hypervisor.threads import telling_shortage
+from sandbox.log import log
 from sandbox.vm import VM
 
 LOOK_SECONDS = 2.5
@@ -27,7 +30,12 @@ class Health:
             while True:
                 await anyio.sleep(LOOK_SECONDS)
                 vms = {vm.pid: vm for vm in self._vms() if vm.pid}
-                found = await run_sync(stopped, list(vms)) if vms else set()
+                try:
+                    with telling_shortage():
+                        found = await run_sync(stopped, list(vms)) if vms else set()
+                except HostResources as error:
+                    log.warning("vms_not_looked_at", error=str(error))
+                    continue
                 for pid in found & suspects:
                     vms[pid].declare_stopped()
                 suspects = found

@@ -47,9 +47,8 @@ class Keeper:
     def add(self, name: str, source: VMSource, min_size: int) -> None:
         """Have a shelf for this source, too. Only before the start."""
         now = asyncio.get_running_loop().time
-        shelf = Shelf(
-            name, source, min_size, self._config, now=now, on_change=self._on_change, broadcast=self._broadcast
-        )
+        news = {"on_change": self._on_change, "on_room": self._on_room}
+        shelf = Shelf(name, source, min_size, self._config, now=now, broadcast=self._broadcast, **news)
         self.shelves[name] = shelf
         if isinstance(source, RenewableSource):
             self.successions[name] = Succession(shelf, self._config, self._broadcast)
@@ -142,6 +141,10 @@ class Keeper:
     def _refuse_all(self, error: SandboxError) -> None:
         for shelf in self.shelves.values():
             shelf.queue.refuse_all(error)
+
+    def _on_room(self) -> None:
+        for shelf in self.shelves.values():
+            shelf.see_room()
 
     def _on_change(self) -> None:
         self._kick.set()

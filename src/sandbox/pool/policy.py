@@ -36,6 +36,10 @@ class Census:
     """Of `ready`, those of another template generation than new ones are started from."""
     has_young_lease: bool = False
     """Whether a lease began within the last `YOUNG_LEASE` seconds."""
+    next_callers: Sequence[float] = ()
+    """Seniority of the first of those who wait for whom no VM is on its way: as many as could be started for."""
+    is_on_probation: bool = False
+    """Whether starts have failed so often that one at a time is tried until one succeeds."""
 
     @property
     def alive(self) -> int:
@@ -64,20 +68,27 @@ class Plan:
 
 
 def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) -> Plan:
-    """Return how many VMs to start and to evict: callers first, then warm sets, within every bound.
+    """Return how many VMs to start and to evict: callers by seniority, then warm sets, within every bound.
 
     A VM that is ending still counts towards `max_size`: its memory is not free before its process is dead.
     """
     room = max_size - sum(shelf.alive for shelf in shelves)
     at_once = concurrent_starts - sum(shelf.starting for shelf in shelves)
     starts = [0] * len(shelves)
+    callers = sorted((key, index) for index, shelf in enumerate(shelves) for key in shelf.next_callers)
+
+    def start(index: int, more: int) -> None:
+        nonlocal room, at_once
+        count = int(max(0, min(more, room, at_once, _allowed(shelves[index], starts[index]))))
+        starts[index] += count
+        room -= count
+        at_once -= count
+
+    for _, index in callers:
+        start(index, 1)
     for wanted in (_unserved, lambda shelf: shelf.wanted):
         for index, shelf in enumerate(shelves):
-            if shelf.may_start:
-                count = max(0, min(wanted(shelf) - starts[index], room, at_once))
-                starts[index] += count
-                room -= count
-                at_once -= count
+            start(index, wanted(shelf) - starts[index])
     short = sum(max(0, _unserved(shelf) - start) for shelf, start in zip(shelves, starts, strict=True))
     short -= sum(shelf.ending for shelf in shelves) + max(0, room)
     evictions = [0] * len(shelves)
@@ -88,6 +99,13 @@ def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) ->
         is_stuck = room <= 0 and not any(starts) and not any(other.starting or other.ending for other in shelves)
         evictions[index] = max(evictions[index], _superseded(shelf, is_stuck=is_stuck))
     return Plan(starts, evictions)
+
+
+def _allowed(shelf: Census, more: int) -> float:
+    """Return how many more may be started beside those that start, and the `more` that are going to."""
+    if not shelf.may_start:
+        return 0
+    return 1 - shelf.starting - more if shelf.is_on_probation else math.inf
 
 
 def _superseded(shelf: Census, *, is_stuck: bool) -> int:

@@ -204,8 +204,15 @@ class VMPool:
             return await vm.run(code, language=language, args=args, **options)
 
     async def wait_ready(self, size: int | None = None) -> None:
-        """Return when `size` VMs (by default every `min_size`) are ready; raise the cause if they fail to start."""
-        wanted = sum(low for _, low in self._wanted().values()) if size is None else size
+        """Return when `size` VMs (by default every `min_size`) are ready; raise the cause if they fail to start.
+
+        Raises `ConfigError` for more than the pool ever keeps ready.
+        """
+        sizes = [low for _, low in self._wanted().values()]
+        wanted = sum(sizes) if size is None else size
+        most = min(self.config.max_size, sum(max(low, self.config.max_ready or 0) for low in sizes))
+        if wanted > most:
+            raise ConfigError(f"this pool keeps {most} VMs ready at most, not {wanted}; raise min_size or max_ready")
         while self.statistics().ready < wanted:
             if self._keeper.is_closing:
                 raise PoolClosed("the pool was closed while it was filling")

@@ -52,6 +52,10 @@ class Queue:
             raise PoolBusy(f"{self._max_waiting} callers wait already, which is max_waiting; try again later")
         insort(self._requests, request, key=_key)
 
+    def seniorities(self, skip: int, most: int) -> list[float]:
+        """Return those of callers in the order in which they are served, without the first `skip`."""
+        return [request.key[0] for request in self._requests[skip : skip + most]]
+
     def pop(self) -> Request:
         """Return the most senior request."""
         return self._requests.pop(0)
@@ -63,7 +67,12 @@ class Queue:
             del self._requests[index]
 
     def refuse_all(self, error: SandboxError) -> None:
-        requests, self._requests = self._requests, []
+        self.refuse_beyond(0, error)
+
+    def refuse_beyond(self, count: int, error: SandboxError) -> None:
+        """Refuse all but the most senior ones."""
+        requests = self._requests[count:]
+        del self._requests[count:]
         for request in requests:
             request.refuse(error)
 

@@ -42,6 +42,7 @@ class Shelf:
         *,
         now: Callable[[], float],
         on_change: Callable[[], None],
+        on_room: Callable[[], None],
         broadcast: Broadcast,
     ) -> None:
         self.name = name
@@ -62,7 +63,9 @@ class Shelf:
         self.is_closing = False
         self._min_size = min_size
         self._config = config
+        self._last_failed = -math.inf
         self._on_change = on_change
+        self._on_room = on_room
         self._claims = Rate()
         self._start_seconds = 0.0
 
@@ -90,7 +93,15 @@ class Shelf:
             target=target_ready(self._min_size, self._config.max_ready or 0, rate, self._start_seconds),
             may_start=now >= self.resume_at,
             has_young_lease=self._youth_left(now) > 0,
+            next_callers=self.queue.seniorities(self._coming, self._config.concurrent_starts or 0),
+            is_on_probation=self.failures >= FAILURES_UNTIL_BREAK,
         )
+
+    @property
+    def _coming(self) -> int:
+        """VMs that whoever waits may still get, if all goes well: warm ones, and those that start."""
+        warm = len(self.ready) + len(self.paused) + len(self.waking)
+        return warm + sum(slot.state is SlotState.STARTING for slot in self.slots)
 
     def pause(self) -> float:
         """Return seconds until it may start VMs that it may not start now; not positive when no time is in the way."""
@@ -133,8 +144,8 @@ class Shelf:
         return None
 
     def enqueue(self, priority: int, lease_ttl: float | None) -> Request:
-        """Put a caller in the queue; raise the cause when starts keep failing, `PoolBusy` when too many wait."""
-        if self.is_broken and self.last_failure is not None:
+        """Put a caller in the queue; raise `PoolBusy` when too many wait, the cause when no VM will come for it."""
+        if self.is_broken and self.last_failure is not None and len(self.queue) >= self._coming:
             raise afresh(self.last_failure)
         key = seniority(self.now(), priority, self._config.priority_seconds)
         request = Request(key, self.now(), lease_ttl)
@@ -196,39 +207,59 @@ class Shelf:
 
     def on_ending(self, slot: Slot) -> None:
         """A slot begins to destroy its VM. Told more than once, it counts once."""
-        if slot.state is SlotState.ENDING:
+        former, slot.state = slot.state, SlotState.ENDING
+        if former is SlotState.ENDING:
             return
-        if slot.state is SlotState.LEASED:
-            slot.tell_lease_ended()
-            if slot.is_lost:
-                self.count.lost += 1
-            else:
-                self.count.released += 1
-        elif slot.state is not SlotState.STARTING and not self.is_closing:
-            self.count.expired += 1
         for shelved in (self.ready, self.paused):
             if slot in shelved:
                 shelved.remove(slot)
         self.waking.discard(slot)
-        slot.state = SlotState.ENDING
+        if former is SlotState.LEASED:
+            if slot.is_lost:
+                self.count.lost += 1
+            else:
+                self.count.released += 1
+            slot.tell_lease_ended()
+        elif former is not SlotState.STARTING and not self.is_closing:
+            self.count.expired += 1
         if not self.is_closing:
             self._wake_some()
+            self._refuse_hopeless()
         self._on_change()
 
-    def on_start_failed(self, error: SandboxError) -> None:
-        """A VM did not come up: try again, ever more slowly, and tell those who wait when it looks hopeless."""
-        self.failures += 1
+    def on_start_failed(self, slot: Slot, error: SandboxError) -> None:
+        """A VM did not come up: try again, ever more slowly, and tell those who wait when it looks hopeless.
+
+        Starts that were under way when another one failed have failed of the same, and count once with it.
+        """
+        slot.state = SlotState.ENDING
+        if slot.started >= self._last_failed:
+            self.failures += 1
+            self._last_failed = self.now()
         self.last_failure = error
         self.resume_at = self.now() + back_off(self.failures)
-        if self.failures >= FAILURES_UNTIL_BREAK or isinstance(error, HostResources):
-            self.queue.refuse_all(error)
+        if isinstance(error, HostResources):
+            self.queue.refuse_beyond(self._coming, error)
+        self._refuse_hopeless()
         self.count.failed_starts += 1
+
+    def _refuse_hopeless(self) -> None:
+        """While starts are held back, tell the cause to whoever waits for more than there is."""
+        if self.is_broken and self.last_failure is not None:
+            self.queue.refuse_beyond(self._coming, self.last_failure)
 
     def on_gone(self, slot: Slot) -> None:
         """A slot's VM is destroyed."""
         self.slots.discard(slot)
         self.count.destroyed += 1
+        if slot.vm is not None:
+            self._on_room()
         self._on_change()
+
+    def see_room(self) -> None:
+        """A VM of the pool is gone: what the host was short of may be there now, so try."""
+        if isinstance(self.last_failure, HostResources):
+            self.resume_at = 0.0
 
     def _lend(self, slot: Slot, lease_ttl: float | None, waited: float, *, hit: bool) -> Lease:
         lease = slot.claim(lease_ttl)

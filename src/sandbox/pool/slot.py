@@ -43,7 +43,7 @@ class Slot:
         """What its VM comes from; another generation may have become the live one since."""
         self._shelf = shelf
         self._ttl = ttl
-        self._started = self.now()
+        self.started = self.now()
         self._expires = 0.0
         self._lease: Lease | None = None
         self.lent_at = 0.0
@@ -68,7 +68,7 @@ class Slot:
                         if self.is_lost:
                             raise StartError(f"{vm.name} died before it could be lent")
                         was_offered = True
-                        seconds = now - self._started
+                        seconds = now - self.started
                         self.tell(EventKind.VM_STARTED, seconds, pid=vm.pid, timings=vm.timings, receipt=vm.receipt)
                         self._shelf.on_ready(self, seconds)
                         await self._stay()
@@ -79,14 +79,14 @@ class Slot:
                 log.error("vm_end_failed", slot=self.number, error=str(error))
             else:
                 has_failed = True
-                seconds = self.now() - self._started
+                seconds = self.now() - self.started
                 self.tell(EventKind.VM_START_FAILED, seconds, error=str(error), code=error.code)
-                self._shelf.on_start_failed(error)
+                self._shelf.on_start_failed(self, error)
         finally:
             if was_offered:
-                self.tell(EventKind.VM_DESTROYED, self.now() - self._started, why=self.why, cause=self._cause)
+                self.tell(EventKind.VM_DESTROYED, self.now() - self.started, why=self.why, cause=self._cause)
             elif not has_failed:
-                self.tell(EventKind.VM_START_ABANDONED, self.now() - self._started)
+                self.tell(EventKind.VM_START_ABANDONED, self.now() - self.started)
             self.over.set()
             self.gone.set()
             self._shelf.on_gone(self)
@@ -145,7 +145,7 @@ class Slot:
         assert self.vm is not None
         left = self._lease.left
         if (allowed := self._shelf.idle_lease_timeout) is not None:
-            idle = allowed - self.vm.idle_seconds
+            idle = allowed - min(self.vm.idle_seconds, now - self.lent_at)  # what was before the lease is not its
             left = idle if left is None else min(left, idle)
         return left
 
@@ -215,12 +215,12 @@ class Slot:
         if self.over.is_set():
             return
         self.why = why
+        self.over.set()
+        self._news.set()
         if self.state is SlotState.STARTING:
             self._scope.cancel()
         else:
             self._shelf.on_ending(self)
-        self.over.set()
-        self._news.set()
 
     def _on_lost(self) -> None:
         self.is_lost = True

@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import anyio
 
 from sandbox.config import PoolConfig
-from sandbox.errors import PoolClosed, SandboxError, StateError, TemplateError, afresh
+from sandbox.errors import HostResources, PoolClosed, SandboxError, StateError, TemplateError, afresh
 from sandbox.event import EventKind
+from sandbox.log import log
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.canary import try_canary
 from sandbox.pool.policy import renewal_back_off
@@ -156,6 +157,8 @@ class Succession:
                 self._tell(EventKind.TEMPLATE_BAKED, seconds, generation=generation)
             try:
                 await try_canary(candidate.source, live, self._config.canary_slowdown)
+            except HostResources:  # says nothing of the candidate
+                raise
             except SandboxError as error:
                 self._beyond = max(self._beyond, generation)
                 self._tell(EventKind.CANARY_FAILED, generation=generation, **self._account(error, 1))
@@ -167,7 +170,10 @@ class Succession:
             raise StateError("the pool was rolled back while its next template was published")
         self._refused = None
         self._switch(source, ", ".join(drift.reasons) if drift is not None else "ordered", self._shelf.now() - began)
-        await source.tidy()
+        try:
+            await source.tidy()
+        except (SandboxError, OSError) as error:
+            log.warning("old_templates_not_removed", template=self._shelf.name, error=str(error))
 
     def _switch(self, source: RenewableSource, why: str, seconds: float) -> None:
         former = self._live
