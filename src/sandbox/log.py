@@ -10,8 +10,6 @@ import logging
 from functools import cache
 from typing import Any
 
-logging.getLogger("sandbox").addHandler(logging.NullHandler())
-
 
 class Logger:
     """A thin front for structlog, imported when the first event is due: it costs as much as a VM's restore."""

@@ -7,6 +7,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.errors import ConfigError
+from sandbox.proc import mounts
+
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
@@ -37,18 +40,29 @@ class Paths:
         in memory: libvirt flushes its record of a VM to the disk a dozen times for each start. (What users keep in
         `/dev/shm`, logind may remove when they log out.) `SANDBOX_DATA_DIR` and `SANDBOX_RUNTIME_DIR` override both.
         """
-        uid = os.geteuid()
-        if uid == 0:
-            data, runtime = Path("/var/lib/sandbox"), _RUNTIME_OF_ROOT
-        else:
-            cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-            xdg_runtime = os.environ.get("XDG_RUNTIME_DIR")
-            data = Path(cache) / "sandbox"
-            runtime = Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{uid}")  # noqa: S108 - its owner is checked
+        data, runtime = os.environ.get("SANDBOX_DATA_DIR"), os.environ.get("SANDBOX_RUNTIME_DIR")
         return cls(
-            data=Path(os.environ.get("SANDBOX_DATA_DIR") or data).absolute(),
-            runtime=Path(os.environ.get("SANDBOX_RUNTIME_DIR") or runtime).absolute(),
+            data=Path(data or _usual_data()).absolute(),
+            runtime=Path(runtime or _usual_runtime()).absolute(),
         )
+
+
+def _usual_data() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/sandbox")
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandbox"
+    except RuntimeError:
+        raise ConfigError(
+            f"user {os.geteuid()} has no home directory to keep images in; set SANDBOX_DATA_DIR to a directory of yours"
+        ) from None
+
+
+def _usual_runtime() -> Path:
+    if os.geteuid() == 0:
+        return _RUNTIME_OF_ROOT
+    xdg_runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(xdg_runtime) / "sandbox" if xdg_runtime else Path(f"/tmp/sandbox-{os.geteuid()}")  # noqa: S108 - its owner is checked
 
 
 def in_memory(usual: Path, instead: Path) -> Path:
@@ -73,15 +87,9 @@ def _kind(path: Path, kinds: dict[int, str]) -> str:
 def _kinds_of_file_systems() -> dict[int, str]:
     """Return the type of each mounted file system by its device's number."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return {mount.device: mount.kind for mount in mounts()}
     except OSError:
         return {}
-    found = {}
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        major, minor = map(int, before.split()[2].split(":"))
-        found[os.makedev(major, minor)] = after.split()[0]
-    return found
 
 
 # Found out once, here, because later questions come from event loops.

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from sandbox.config import HostConfig
+from sandbox.errors import ConfigError
 from sandbox.hypervisor.ledger import Ledger
 from sandbox.hypervisor.process import Process
 from sandbox.hypervisor.rundir import reap
 from sandbox.image.lock import is_held
+from sandbox.observe.rotating_file import RotatingFile
 from sandbox.template.hold import is_being_baked, removing
 from sandbox.template.manifest import MANIFEST
 
@@ -60,13 +62,14 @@ from pathlib import Path
 from sandbox.hypervisor.ledger import Ledger
 from sandbox.hypervisor.rundir import RunDirectory
 from sandbox.image.lock import build_lock
+from sandbox.observe.rotating_file import RotatingFile
 from sandbox.template.hold import Hold, baking
 
 async def main():
     runtime = Path(sys.argv[1])
     held, ledger = RunDirectory.create(runtime), Ledger(runtime / "ledger", "0123abcd")
     ledger.promise("a vm", 100, 1000)
-    hold = Hold.take(runtime / "template")
+    hold, log = Hold.take(runtime / "template"), RotatingFile(runtime / "log", max_bytes=100, keep=1)
     async with baking(runtime / "key.lock"):
         with build_lock(runtime / "build.lock", lambda: None):
             child = os.fork()
@@ -78,6 +81,23 @@ async def main():
             signal.pause()
 
 asyncio.run(main())
+"""
+
+
+LEAVER = """
+import os, sys
+import sandbox.sync
+from sandbox.hypervisor import connection
+from sandbox import PoolConfig
+
+with sandbox.sync.VMPool(PoolConfig(min_size=0, max_size=1, warm_up=False)) as pool, pool.acquire() as vm:
+    with vm.context() as context:
+        child = os.fork()
+        if child == 0:
+            connection.libvirt.virEventAddTimeout = lambda *_: print("libvirt was called", flush=True)
+            sys.exit(3)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print([status, vm.run("print(6 * 7)").text], flush=True)
 """
 
 
@@ -130,14 +150,45 @@ def test_a_child_that_lives_on_keeps_nothing_of_a_killed_parent() -> None:
                 machine.close()
 
 
+@pytest.mark.usefixtures("template")
+def test_a_child_leaves_its_parents_contexts_as_if_they_were_nothing() -> None:
+    """Its own exit status counts, and libvirt is not asked for anything."""
+    with _run(LEAVER, "") as process:
+        said, _ = process.communicate(timeout=60)
+        assert (said, process.returncode) == ("[3, '42\\n']\n", 0)
+
+
+def test_connection_that_fails_says_nothing_of_children(tmp_path: Path) -> None:
+    """A process that could not use libvirt may have children that do: they are not told that they were forked."""
+    program = (
+        "import os\nfrom sandbox.config import HostConfig\nfrom sandbox.errors import HypervisorError\n"
+        "from sandbox.hypervisor.host import Hypervisor\n"
+        "def fail():\n    try:\n        Hypervisor.connect_blocking(HostConfig())\n"
+        "    except HypervisorError as error:\n        return str(error)\n"
+        "fail()\nif os.fork() == 0:\n    print(fail(), flush=True)\nelse:\n    os.wait()\n"
+    )
+    environment = {**os.environ, "SANDBOX_RUNTIME_DIR": str(tmp_path)}
+    tmp_path.chmod(0o777)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert "others may write in" in done.stdout
+
+
 def test_locks_are_the_parents_alone(tmp_path: Path) -> None:
     """A child can give nothing of its parent's back, and keeps no lock, promise or template that its parent had."""
     (tmp_path / "template").mkdir()
     (tmp_path / "template" / MANIFEST).touch()
 
+    def is_locked(path: Path) -> bool:
+        try:
+            RotatingFile(path, max_bytes=100, keep=1).close()
+        except ConfigError:
+            return True
+        return False
+
     def taken() -> dict[str, bool]:
         with removing(tmp_path / "template") as is_free:
             return {
+                "log": is_locked(tmp_path / "log"),
                 "template": not is_free,
                 "bake": is_being_baked(tmp_path / "key.lock"),
                 "build": is_held(tmp_path / "build.lock"),

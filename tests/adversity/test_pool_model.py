@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sandbox.config import PoolConfig
-from sandbox.errors import PoolTimeout, StartError
+from sandbox.config import PoolConfig, TemplateConfig, TemplateTarget
+from sandbox.errors import HostResources, PoolTimeout, StartError
 from sandbox.observe.metrics import Metrics
 from sandbox.pool.lease import Lease
 from sandbox.pool.pool import VMPool
@@ -57,7 +57,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Take over what claims that have ended since gave."""
         for task in [task for task in self.claims if task.done()]:
             self.claims.remove(task)
-            if task.cancelled() or isinstance(task.exception(), PoolTimeout | StartError):
+            if task.cancelled() or isinstance(task.exception(), PoolTimeout | StartError | HostResources):
                 continue
             lease = task.result()
             assert lease.vm.name not in self.lent, "a VM was lent twice"
@@ -67,15 +67,20 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         low=st.integers(0, 3),
         more=st.integers(1, 4),
+        other=st.sampled_from([None, None, 0, 1]),
         ttl=st.sampled_from([1.0, 5.0, 600.0]),
         lease_ttl=st.sampled_from([None, None, 3.0]),
         at_once=st.integers(1, 4),
         running=st.integers(0, 4),
     )
-    def open(self, low: int, more: int, ttl: float, lease_ttl: float | None, at_once: int, running: int) -> None:
+    def open(
+        self, low: int, more: int, other: int | None, ttl: float, lease_ttl: float | None, at_once: int, running: int
+    ) -> None:
+        others = {} if other is None else {"other": TemplateTarget(template=TemplateConfig(), min_size=other)}
         config = PoolConfig(
             min_size=low,
             max_size=low + more,
+            more=others,
             ttl=ttl,
             lease_ttl=lease_ttl,
             concurrent_starts=at_once,
@@ -83,12 +88,14 @@ class PoolMachine(RuleBasedStateMachine):
             running_ready=running,
         )
         self.metrics = Metrics()
-        self.pool = VMPool(config, source=self.source(), observers=[self.metrics])
+        sources = {name: self.source() for name in ("default", *others)}
+        self.pool = VMPool(config, sources=sources, observers=[self.metrics])
         self.run(self.pool.open())
 
-    @rule(timeout=st.sampled_from([None, 0.0, 0.1, 1.0, 10.0]), priority=st.integers(-1, 2))
-    def claim(self, timeout: float | None, priority: int) -> None:
-        self.claims.append(self.loop.create_task(self.pool.claim(timeout, priority=priority)))
+    @rule(timeout=st.sampled_from([None, 0.0, 0.1, 1.0, 10.0]), priority=st.integers(-1, 2), data=st.data())
+    def claim(self, timeout: float | None, priority: int, data: st.DataObject) -> None:
+        template = data.draw(st.sampled_from(sorted(self.pool._keeper.shelves)))
+        self.claims.append(self.loop.create_task(self.pool.claim(timeout, priority=priority, template=template)))
         self.run(asyncio.sleep(0))
 
     @precondition(lambda self: self.claims)
@@ -132,6 +139,22 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 6))
     def let_starts_fail(self, count: int) -> None:
         self.world.fail_next = count
+
+    @rule(room=st.sampled_from([None, 0, 1, 3]))
+    def let_the_host_be_full(self, room: int | None) -> None:
+        self.world.room = room
+
+    @precondition(lambda self: self.waiting())
+    @rule()
+    def let_everybody_be_answered(self) -> None:
+        """On a host that is well again, whoever waits gets a VM or a reason, if those who have one give it back."""
+        self.world.fail_next, self.world.room = 0, None
+        for _ in range(2 * len(self.claims) + 2):
+            self.collect()
+            for lease in self.leases:
+                lease.release_nowait()
+            self.run(asyncio.sleep(31))
+        assert not self.waiting()
 
     @rule(seconds=st.sampled_from([0.0, 0.001, 0.02, 0.1, START_SECONDS, 1.0, 7.0, 60.0]))
     def wait(self, seconds: float) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections.abc import Callable
 from typing import cast
 
 import anyio
@@ -12,6 +14,7 @@ import pytest
 from sandbox.config import PoolConfig, TemplateConfig, TemplateTarget
 from sandbox.errors import HostResources, StartError
 from sandbox.hypervisor import threads
+from sandbox.oneshot import run
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
 from sandbox.vm import VMSource
@@ -86,6 +89,26 @@ def test_caller_whose_vm_dies_while_starts_are_held_back_is_told_the_cause() -> 
             with pytest.raises(StartError, match="lets this start fail"):
                 await other
             assert anyio.current_time() == began
+
+    play(scene())
+
+
+def test_last_warm_vm_goes_to_the_most_senior() -> None:
+    """While starts are held back, an urgent caller who comes later gets it, and the other is told the cause."""
+
+    async def scene() -> None:
+        world = FakeWorld(start_seconds=START)
+        async with opened(world, min_size=2, max_size=4, running_ready=0) as pool:
+            await pool.wait_ready()
+            await anyio.sleep(1)
+            world.fail_next = FOR_EVER
+            await pool.claim()
+            await anyio.sleep(10)
+            patient = asyncio.create_task(pool.claim())
+            await anyio.sleep(0.001)
+            assert not (await pool.claim(priority=5)).has_ended
+            with pytest.raises(StartError, match="lets this start fail"):
+                await patient
 
     play(scene())
 
@@ -199,10 +222,30 @@ async def test_call_that_fails_by_itself_is_no_shortage() -> None:
         await threads.call(fail)
 
 
-async def test_what_nobody_waits_for_is_done_when_there_is_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two attempts find none."""
-    refusals, done = [RuntimeError(NO_THREAD)] * 2, asyncio.Event()
+async def test_end_without_a_thread_loses_no_result(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program did is returned, and what the host keeps for its VM is given back later."""
+    call = template.host.call
+
+    async def refuse_to_forget(function: Callable[..., object], *arguments: object) -> object:
+        if function == template.host.forget_blocking:
+            raise HostResources("no room for another thread")
+        return await call(function, *arguments)
+
+    monkeypatch.setattr(template.host, "call", refuse_to_forget)
+    assert (await run("print(6 * 7)", source=template)).text == "42\n"
+    async with asyncio.timeout(10):
+        while template.host.admission.ledger.own_mib:  # noqa: ASYNC110 - a thread tells nobody
+            await anyio.sleep(0.01)
+
+
+async def test_what_nobody_waits_for_is_done_when_there_is_a_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of it, in order, by one thread, told once; the first four attempts find none."""
+    refusals, done, threads_before = [RuntimeError(NO_THREAD)] * 4, asyncio.Event(), set(threading.enumerate())
     loop, start = asyncio.get_running_loop(), threading.Thread.start
+    order: list[int] = []
+    failed: list[object] = []
 
     def maybe(thread: threading.Thread) -> None:
         if refusals:
@@ -210,8 +253,24 @@ async def test_what_nobody_waits_for_is_done_when_there_is_a_thread(monkeypatch:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", maybe)
+    monkeypatch.setattr(threading, "excepthook", failed.append)
     monkeypatch.setattr(threads, "_AGAIN_SECONDS", 0.001)
-    threads.soon(lambda: loop.call_soon_threadsafe(done.set))
+    with caplog.at_level(logging.WARNING, "sandbox"):
+        threads.soon(order.append, 1)
+        threads.soon(order.index, 2)  # which fails, to the harm of nobody else
+        threads.soon(lambda: order.append(len(set(threading.enumerate()) - threads_before)))
+    threads.soon(loop.call_soon_threadsafe, done.set)
     async with asyncio.timeout(10):
         await done.wait()
-    assert refusals == []
+    assert (order, len(failed), refusals) == ([1, 1], 1, [])
+    assert len([record for record in caplog.records if "no_thread" in record.getMessage()]) == 1
+
+
+def test_what_nobody_waits_for_raises_nothing_without_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called from clean-up: an error would hide the one that is on its way."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError(NO_THREAD)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    threads.soon(print)

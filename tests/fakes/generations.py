@@ -24,6 +24,7 @@ class FakeSeries:
         self.next_can_run = True
         self.bake_fails = False
         self.tidy_fails = False
+        self.drift_fails: Exception | None = None
         self.published: list[int] = []
         self.thrown_away: list[int] = []
         self.bakes_in_progress = 0
@@ -83,6 +84,8 @@ class FakeTemplate:
 
     async def drift(self, max_age: float | None) -> Drift | None:
         self.looks += 1
+        if self.series.drift_fails is not None:
+            raise self.series.drift_fails
         await anyio.sleep(0.001)
         return None if self.made_for == self.series.wanted else Drift(("image",), self.series.wanted)
 

@@ -22,11 +22,11 @@ STEPS = int(os.environ.get("SANDBOX_MODEL_STEPS", "20000"))
 
 
 class GenerationMachine(test_pool_model.PoolMachine):
-    """Any order of what a pool's callers do and of what happens to its template; the canary is beside the pool."""
+    """Any order of what a pool's callers do and of what happens to its template; canaries are beside the pool."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.beside = 1
+        self.beside = 2  # a canary of each template
         self.series = FakeSeries(self.world, bake_seconds=3.0)
         self.wanted = count(1)
         self.orders: list[asyncio.Task[int]] = []
@@ -66,11 +66,11 @@ class GenerationMachine(test_pool_model.PoolMachine):
     def one_generation_is_live_and_counts_come_out_even(self) -> None:
         if hasattr(self, "pool"):
             generations = self.pool.generations()
-            record = self.pool.statistics()
+            record = self.pool.statistics("default")
             assert [generation.is_live for generation in generations] == [True] + [False] * (len(generations) - 1)
             for state in ("starting", "ready", "leased", "ending"):
                 assert sum(getattr(generation, state) for generation in generations) == getattr(record, state)
-            assert self.series.bakes_in_progress <= 1
+            assert self.series.bakes_in_progress <= len(self.pool._keeper.shelves)
             assert not set(self.series.published) & set(self.series.thrown_away)
 
     def teardown(self) -> None:

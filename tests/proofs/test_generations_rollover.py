@@ -203,6 +203,24 @@ def test_full_host_says_nothing_of_a_successor(play: Play) -> None:
     play(story())
 
 
+def test_look_without_a_thread_ends_no_lease(play: Play) -> None:
+    """It is told as a lack of resources, and made again."""
+    scene = Scene()
+    scene.series.drift_fails = RuntimeError("can't start new thread")
+
+    async def story() -> None:
+        async with scene.pool as pool:
+            lease = await pool.claim()
+            await anyio.sleep(600)
+            assert not lease.has_ended
+            failed = scene.events(EventKind.TEMPLATE_BAKE_FAILED)
+            assert {event.fields["code"] for event in failed} == {"HOST_RESOURCES"}
+            scene.series.drift_fails, scene.series.wanted = None, "second"
+            await scene.wait_rolled(await pool.roll_over())
+
+    play(story())
+
+
 def test_roll_over_is_done_though_old_templates_stay(play: Play) -> None:
     """What cannot be removed is no failure of the new one."""
     scene = Scene()

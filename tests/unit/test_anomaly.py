@@ -29,6 +29,10 @@ def deaths(whys: Iterable[str], step: float = 1.0) -> Told:
     ]
 
 
+def births(count: int, now: float = 0.0) -> Told:
+    return [(now, event(EventKind.VM_STARTED, f"v{i}")) for i in range(count)]
+
+
 def failures(count: int) -> Told:
     return [(float(i), event(EventKind.VM_START_FAILED, "", code="START")) for i in range(count)]
 
@@ -57,7 +61,12 @@ TABLE: list[tuple[str, Callable[[], Rule], Told, int, str]] = [
     ("two lost", DeathRate, deaths(["lost"] * 2), 0, ""),
     ("three of a hundred lost", DeathRate, deaths(["released"] * 97 + ["lost"] * 3, step=0.1), 0, ""),
     ("three lost, one every minute", DeathRate, deaths(["lost"] * 3, step=61), 0, ""),
-    ("starts fail", DeathRate, failures(4), 1, "a start (START)"),
+    ("starts fail", DeathRate, failures(4), 1, "3 of 3 VMs failed within 60 s, the latest: a start (START)"),
+    ("three of a hundred do not start", DeathRate, births(97) + failures(3), 0, ""),
+    ("three of ten do not start", DeathRate, births(7) + failures(3), 1, "3 of 10 VMs failed"),
+    ("three of fourteen that started are lost", DeathRate, births(14) + deaths(["lost"] * 3), 1, "3 of 14 VMs failed"),
+    ("VMs start and end", DeathRate, births(12) + deaths(["released"] * 12) + failures(3), 1, "3 of 15 VMs failed"),
+    ("three of very many that started long ago", DeathRate, births(97, -100.0) + failures(3), 1, "3 of 3 VMs failed"),
     ("lost one after the other", DeathRate, deaths(["lost"] * 30), 1, ""),
     ("all hits", HitRate, claims([True] * 100), 0, ""),
     ("no hits", HitRate, claims([False] * 100), 1, "0 of 20"),

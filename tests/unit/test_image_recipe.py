@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import ConfigError
 from sandbox.image.recipe import known_recipes, load_recipe
+from sandbox.image.wheels import GUEST_PYTHON, pack_wheels
+
+SUITE = next(iter(GUEST_PYTHON))
 
 
 def test_the_recipes_that_come_along() -> None:
@@ -51,6 +55,82 @@ def test_extras_make_another_recipe(tmp_path: Path) -> None:
         recipe.with_extras(["Not/A-Package"])
     with pytest.raises(ConfigError):
         recipe.with_extras(pip_requirements=["--index-url=http://x.example"])
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "attrs",
+        "attrs==24.2.0",
+        "requests [socks,security] >= 2.8.1, == 2.8.* ; python_version < '3.13'",
+        'zope.interface (>=5) ; (os_name != "nt" and python_version in "3.11 3.13") or extra == "x"',
+        "attrs==24.2.0 --hash=sha256:00ff --hash=sha256:11ee",
+        "https://user:word@x.example/attrs-24.2.0-py3-none-any.whl#sha256=00ff",
+        "attrs @ file:///srv/attrs-24.2.0-py3-none-any.whl ; python_version > '3.10'",
+        "attrs[x]@https://x.example/attrs-24.2.0+local.1-py3-none-any.whl?token=1",
+    ],
+)
+def test_requirements_that_wheels_meet(requirement: str) -> None:
+    """Names with all that may follow them, and URLs of wheels."""
+    recipe = load_recipe("minimal").with_extras(pip_requirements=[requirement])
+    assert recipe.pip == (requirement,)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "",
+        "demo @ git+https://x.example/demo",
+        "git+https://x.example/demo-1.0-py3-none-any.whl",
+        "https://x.example/demo-1.0.tar.gz",
+        "demo@https://x.example/demo-1.0.tar.gz",
+        "demo @ file:///srv/demo",
+        "https://x.example/demo-1.0.tar.gz#.whl",
+        "https://x.example/demo-1.0.tar.gz?x=.whl",
+        "https://x.example/demo-1.0-py3-none-any.whl;x",
+        "https://x.example/demo-1.0-py3-none-any.whl ;python_version>'3'",
+        "https://x.example/${HOME}/demo-1.0-py3-none-any.whl",
+        "attrs\n--extra-index-url http://x.example",
+        "attrs\n-e git+https://x.example/demo",
+        "attrs\x0b-e git+https://x.example/demo",
+        "attrs\x85-e git+https://x.example/demo",
+        "attrs\u2028-e git+https://x.example/demo",
+        "attrs \\",
+        "attrs -e git+https://x.example/demo",
+        "attrs --config-settings=x=y",
+        "attrs ; python_version > '3 -e demo'",
+        "srv/demo",
+        "demo-1.0.tar.gz",
+        "demo-1.0-py3-none-any.whl",
+        "demo.zip[x]",
+        "demo.TGZ ; python_version > '3'",
+        "demo>=1.zip",
+    ],
+)
+def test_requirements_that_could_run_code_on_the_host(tmp_path: Path, requirement: str) -> None:
+    """Source distributions by URL or path, further lines, and options, in a recipe and as an addition to one."""
+    with pytest.raises(ConfigError, match="set-up code"):
+        load_recipe("minimal").with_extras(pip_requirements=[requirement])
+    path = tmp_path / "mine.toml"
+    path.write_text(f'packages = ["python3"]\npip = [{json.dumps(requirement)}]\n')
+    with pytest.raises(ConfigError, match="set-up code"):
+        load_recipe(str(path))
+
+
+def test_a_source_distribution_runs_nothing_on_the_host(tmp_path: Path) -> None:
+    """pip would build one that is given by its URL, although it is told to take wheels only."""
+    source, marker = tmp_path / "demo", tmp_path / "ran"
+    source.mkdir()
+    (source / "backend.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "demo"\nversion = "1.0"\n'
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(ConfigError, match="set-up code"):
+        pack_wheels(load_recipe("minimal").with_extras(pip_requirements=[f"demo @ {source.as_uri()}"]).pip, SUITE, work)
+    assert not marker.exists()
 
 
 def test_another_kernel_makes_another_recipe() -> None:

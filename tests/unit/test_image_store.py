@@ -11,43 +11,9 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import ImageError
-from sandbox.image.layer import file_record
-from sandbox.image.manifest import ImageManifest
-from sandbox.image.recipe import Recipe
-from sandbox.image.store import Image, ImageStore
-
-ZERO = "0" * 64
-
-
-def publish(store: ImageStore, name: str, content: bytes, layer: str = ZERO, kernel_layer: str | None = None) -> Image:
-    """Publish an image whose three files have that content; the root is hard-linked from a layer."""
-    with store.locked(lambda: None), store.building() as work:
-        if not (store.layers / layer).exists():
-            target = work / "layer"
-            target.mkdir()
-            (target / "root.erofs").write_bytes(b"root of " + layer.encode())
-            store.publish_layer(target, layer)
-        image = work / "image"
-        image.mkdir()
-        (image / "root.erofs").hardlink_to(store.layers / layer / "root.erofs")
-        for file in ("vmlinux", "initrd"):
-            (image / file).write_bytes(content)
-        manifest = ImageManifest(
-            name=name,
-            recipe=Recipe(name=name, packages=("python3",)),
-            suite="bookworm",
-            arch="amd64",
-            kernel="6.12",
-            packages=(),
-            pip=(),
-            files={path.name: file_record(path) for path in image.iterdir()},
-            agent=ZERO,
-            protocol=1,
-            layer=layer,
-            kernel_layer=kernel_layer,
-            inputs=ZERO,
-        )
-        return store.publish(image, manifest)
+from sandbox.image.lock import is_held
+from sandbox.image.store import ImageStore
+from tests.stored import publish_image as publish
 
 
 @pytest.fixture
@@ -143,6 +109,23 @@ def test_prune_keeps_what_has_a_name(store: ImageStore) -> None:
     assert [path.name for path in store.layers.iterdir()] == ["2" * 64]
     store.verify(new)
     assert store.prune().removed == ()
+
+
+def test_prune_asks_what_else_is_in_use_while_nobody_can_build(store: ImageStore) -> None:
+    """What is in use without a name stays; its layer goes, and it keeps the files."""
+    old = publish(store, "default", b"one", layer="1" * 64)
+    new = publish(store, "default", b"two", layer="2" * 64)
+    was_held = []
+
+    def in_use(named: set[str]) -> set[str]:
+        was_held.append(is_held(store.directory / "build.lock"))
+        assert named == {new.digest}
+        return {old.digest}
+
+    assert store.prune(in_use).removed == (f"layers/{'1' * 64}",)
+    assert was_held == [True]
+    assert store.ls() == sorted([old, new], key=lambda image: image.digest)
+    store.verify(old)
 
 
 def test_prune_keeps_the_kernel_that_an_image_was_given(store: ImageStore) -> None:

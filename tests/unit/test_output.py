@@ -207,6 +207,21 @@ def test_full_disk_does_not_happen_without_the_limit() -> None:
     assert json.loads(said.stdout)[1] == 4_000_000
 
 
+async def test_host_without_a_thread_for_the_file_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk is: what is in memory is kept, the end is kept, and the reason is told."""
+
+    class Full:
+        def submit(self, *_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("sandbox.guest.spill._writers", Full())
+    record = StreamRecord(10_000, 1000, lambda: None)
+    for _ in range(3):
+        record.add(b"0123456789" * 100)
+    assert (record.total, record.kept, await record.head()) == (3000, 1000, b"0123456789" * 100)
+    assert not record.is_behind
+
+
 async def test_slow_disk_is_told_to_the_sender() -> None:
     """With much waiting to be written the stream is behind: the guest gets no credit until the disk has it."""
     progress = anyio.Event()

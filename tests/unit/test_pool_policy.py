@@ -122,6 +122,17 @@ def test_on_probation_one_start_at_a_time_is_tried() -> None:
     assert plan([replace(tried, is_on_probation=False)], max_size=9, concurrent_starts=9).starts == [7]
 
 
+def test_no_more_is_evicted_for_a_template_on_probation_than_may_be_started() -> None:
+    """It gets room for its one start, and a healthy template keeps the rest."""
+
+    def evictions(starting: int, ready: int) -> list[int]:
+        broken, healthy = Census(starting, 0, 0, 0, 9, is_on_probation=True), Census(0, ready, 0, 0, 0, target=9)
+        return plan([broken, healthy], max_size=10, concurrent_starts=4).evictions
+
+    assert evictions(starting=1, ready=9) == [0, 0]
+    assert evictions(starting=0, ready=10) == [0, 1]
+
+
 def test_back_off_grows_and_is_bounded() -> None:
     """First failures are retried at once; then the pauses double up to half a minute."""
     pauses = [back_off(failures) for failures in range(FAILURES_UNTIL_BREAK + 10)]

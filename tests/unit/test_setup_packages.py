@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import ConfigError
-from sandbox.setup.packages import HYPERVISOR, TOOLS, not_satisfied, plan
+from sandbox.setup import packages
+from sandbox.setup.packages import HYPERVISOR, TOOLS, Plan, install, not_satisfied, plan
 from sandbox.setup.sources import (
     Release,
     Source,
@@ -147,6 +149,7 @@ def test_bookworm_takes_the_hypervisor_from_backports(tmp_path: Path) -> None:
     assert [command[-1] for command in todo.commands] == ["update", "zstd", "qemu-system-x86"]
     assert "bookworm-backports" in todo.commands[-1]
     assert todo.backports is not None
+    assert "umask 022 && printf" in todo.shell()
     assert "sandbox-backports.sources" in todo.shell()
     assert "\n" not in todo.shell()
 
@@ -163,3 +166,21 @@ def test_configured_backports_are_not_written_again(tmp_path: Path) -> None:
     host(tmp_path, "debian.sources", DEB822)
     host(tmp_path, "mine.list", f"deb [signed-by={KEYRING}] http://three.example/debian bookworm-backports main\n")
     assert plan(["libvirt0"], BOOKWORM, tmp_path).backports is None
+
+
+def test_everybody_can_read_the_backports_that_were_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of an image reads them as the user who builds, whatever root's umask was."""
+    file = tmp_path / "sandbox-backports.sources"
+    answers = iter([["libvirt0"], []])
+    monkeypatch.setattr(packages, "BACKPORTS_FILE", file)
+    monkeypatch.setattr(packages, "missing", lambda: next(answers))
+    monkeypatch.setattr(packages, "host_release", lambda: BOOKWORM)
+    monkeypatch.setattr(packages, "plan", lambda *_: Plan("Types: deb\n", (("true",),)))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    before = os.umask(0o077)
+    try:
+        assert install() == 0
+    finally:
+        os.umask(before)
+    assert file.read_text() == "Types: deb\n"
+    assert file.stat().st_mode & 0o777 == 0o644

@@ -1,4 +1,4 @@
-"""Pruning removes what killed bakes have left, and nothing of a bake that runs."""
+"""Pruning removes what killed bakes have left, and nothing of a bake that runs or of a template in use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
+from sandbox.cli import image
+from sandbox.image.store import Image, ImageStore
 from sandbox.template import prune
-from sandbox.template.hold import is_being_baked
+from sandbox.template.hold import Hold, is_being_baked
 from sandbox.template.prune import left_over, prune_templates
+from sandbox.template.store import TemplateStore
+from tests.stored import publish_image, save_template
 
+SERIES = "default-256m-1c"
 KEY = "0123456789abcdef" * 2
 
 
@@ -51,3 +56,58 @@ def test_a_bake_that_has_begun_since_the_look_is_left_alone(work: Path, monkeypa
         monkeypatch.setattr(prune, "left_over", lambda _: found)
         assert prune_templates(work.parent, set()) == []
     assert (work / "memory").exists()
+
+
+class Host:
+    """A data directory with three successive images of one name; the last has no template yet."""
+
+    def __init__(self, directory: Path) -> None:
+        self.images = ImageStore(directory / "images")
+        self.templates = TemplateStore(directory / "templates")
+        self.old, self.former, self.new = (publish_image(self.images, "default", text) for text in (b"1", b"2", b"3"))
+        self.generations = [
+            save_template(self.templates.directory, made_from.digest, SERIES, number)
+            for number, made_from in enumerate((self.old, self.former), start=1)
+        ]
+
+    def prune(self) -> list[Image]:
+        """Run the command; return the images that are left."""
+        assert image.prune() == 0
+        return [one for one in (self.old, self.former, self.new) if one.root.exists()]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("SANDBOX_DATA_DIR", str(tmp_path))
+    return Host(tmp_path)
+
+
+def test_the_image_of_a_template_in_use_stays_until_nobody_uses_it(host: Host) -> None:
+    """A pool opens the image's files anew for each VM, whatever bears the image's name meanwhile."""
+    held = Hold.take(host.generations[0].directory)
+    assert held is not None
+    assert host.prune() == [host.old, host.new]
+    assert host.templates.ls() == host.generations[:1]
+    host.images.verify(host.old)
+    held.release()
+    assert host.prune() == [host.new]
+    assert host.templates.ls() == []
+
+
+def test_a_generation_that_was_chosen_stays_with_its_image(host: Host) -> None:
+    """Every process is to use it, so also one that starts when no template of a named image is there."""
+    host.templates.pin(SERIES, host.generations[0])
+    assert host.prune() == [host.old, host.new]
+    assert host.templates.chosen() == host.generations[:1]
+    host.templates.pin(SERIES, None)
+    assert host.prune() == [host.new]
+    assert host.templates.chosen() == []
+
+
+def test_no_image_goes_while_somebody_bakes(host: Host) -> None:
+    """It could be the one that is baked, whose name another image has got meanwhile."""
+    lock = host.templates.lock(host.generations[0].manifest.requirement)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert host.prune() == [host.old, host.former, host.new]
+    assert host.prune() == [host.new]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,12 @@ SECONDS = 60
 def sandbox(*arguments: str, cwd: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "sandbox", *arguments]
     return subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, cwd=cwd, input=stdin)
+
+
+def unread_bytes(pipe: int) -> int:
+    """Return how much is in a pipe."""
+    size = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return int.from_bytes(size, sys.byteorder)
 
 
 def test_files_go_in_and_come_back(tmp_path: Path) -> None:
@@ -99,6 +108,15 @@ def test_silence_beyond_the_idle_time_out_is_status_124(tmp_path: Path) -> None:
     assert (envelope["kind"], envelope["stdout"], envelope["certificate"]["cause"]) == ("timeout", "a\n", "idle")
 
 
+def test_a_lost_guest_is_told_with_the_status_of_the_command(tmp_path: Path) -> None:
+    """The document has what was printed before, and the exit code that the command ends with."""
+    code = "print('last words', flush=True); open('/proc/sysrq-trigger', 'w').write('o'); import time; time.sleep(99)"
+    done = sandbox("exec", "--json", "--user", "root", "-c", code, cwd=tmp_path)
+    envelope = json.loads(done.stdout)
+    assert (envelope["kind"], envelope["error"]["code"], envelope["stdout"]) == ("infra", "GUEST_LOST", "last words\n")
+    assert (envelope["exit_code"], done.returncode) == (125, 125)
+
+
 def test_terminal_for_the_script(tmp_path: Path) -> None:
     """With `--pty` and no terminal of our own, the script has one of 24 by 80."""
     done = sandbox("exec", "--pty", "--language", "bash", "-c", "stty size; test -t 1 && echo yes", cwd=tmp_path)
@@ -156,6 +174,24 @@ def test_script_that_cannot_be_read_from_standard_input_is_told(tmp_path: Path, 
     command = ["bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-m", "sandbox", "exec", "-"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path)
     assert (done.returncode, b"standard input" in done.stderr, b"internal" in done.stderr) == (status, True, False)
+
+
+def test_script_from_a_pipe_that_nobody_waits_for_is_read_to_its_end(tmp_path: Path) -> None:
+    """Whoever shares standard input may have made it non-blocking: half a script is never run."""
+    ours, pipe = os.pipe()
+    os.set_blocking(ours, False)
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandbox", "exec", "-"], stdin=ours, stdout=subprocess.PIPE, cwd=tmp_path
+    ) as process:
+        os.write(pipe, b"print(1)\n")
+        deadline = time.monotonic() + SECONDS
+        while unread_bytes(ours) and time.monotonic() < deadline and process.poll() is None:
+            pass
+        os.close(ours)
+        os.write(pipe, b"print(2)\n")
+        os.close(pipe)
+        said, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode, said) == (0, b"1\n2\n")
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

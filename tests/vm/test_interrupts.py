@@ -86,6 +86,7 @@ async def test_a_cell_that_will_not_end_takes_its_context_along(vm: VM) -> None:
         ("python", "print('last'); import os; os._exit(3)", Outcome.EXITED, 3, None),
         ("python", "print('last'); import os; os.kill(os.getpid(), 9)", Outcome.SIGNALED, None, 9),
         ("python", "print('last'); import os; os.write(4, b'rubbish' * 100)", Outcome.PROTOCOL_ERROR, None, 9),
+        ("python", "print('last'); import os; os.write(4, b'rubbish' * 200_000)", Outcome.PROTOCOL_ERROR, None, 9),
         ("bash", "echo last; exit 3", Outcome.EXITED, 3, None),
         ("bash", "echo last; set -e; false; echo no", Outcome.EXITED, 1, None),
         ("bash", "echo last; kill -9 $$", Outcome.SIGNALED, None, 9),

@@ -1,4 +1,4 @@
-"""`sandbox shell` through a real pseudo-terminal, as somebody at a keyboard meets it."""
+"""`sandbox shell` and `sandbox exec --pty` through a real pseudo-terminal, as somebody at a keyboard meets it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import pytest
 
 from sandbox.config import HostConfig
-from sandbox.hypervisor.inventory import find_machines
+from sandbox.hypervisor.inventory import find_machines, owners
 
 SECONDS = 20.0
 PROMPT = rb"user@sbx-[0-9a-f]+-\d+:[^\n]*\$ "
@@ -28,12 +28,12 @@ PROMPT = rb"user@sbx-[0-9a-f]+-\d+:[^\n]*\$ "
 class Typist:
     """Types on a terminal and reads what appears."""
 
-    def __init__(self, rows: int = 30, columns: int = 100) -> None:
+    def __init__(self, *command: str, rows: int = 30, columns: int = 100) -> None:
         self.master, self.slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox", "shell"],
+            [sys.executable, "-m", "sandbox", *command],
             stdin=self.slave,
             stdout=self.slave,
             stderr=subprocess.PIPE,
@@ -64,10 +64,11 @@ class Typist:
 
 
 @contextmanager
-def typing() -> Iterator[Typist]:
-    typist = Typist()
+def typing(*command: str, after: bytes = PROMPT) -> Iterator[Typist]:
+    """Type into a command, by default the shell, once it has shown what is waited for."""
+    typist = Typist(*(command or ("shell",)))
     try:
-        typist.see(PROMPT)
+        typist.see(after)
         yield typist
     finally:
         if typist.process.poll() is None:
@@ -88,6 +89,32 @@ def test_a_shell_that_does_not_answer_can_be_left() -> None:
         assert termios.tcgetattr(typist.slave) == typist.before
         assert typist.process.stderr is not None
         assert b"left the shell" in typist.process.stderr.read()
+
+
+def test_a_program_that_ignores_every_key_can_be_left() -> None:
+    """`exec --pty` passes on Ctrl-C; Enter, tilde, dot ends it, and nothing is left."""
+    code = "import signal\nsignal.signal(2, signal.SIG_IGN)\nprint('up', flush=True)\nwhile True: signal.pause()"
+    with typing("exec", "--pty", "-c", code, after=rb"up\r\n") as typist:
+        records = owners(HostConfig().runtime_dir)
+        mine = {machine.pid for record in records if record.pid == typist.process.pid for machine in record.machines}
+        assert mine
+        typist.type("\x03\r~.")
+        assert typist.finish() == 130
+        assert termios.tcgetattr(typist.slave) == typist.before
+        assert mine.isdisjoint(machine.pid for machine in find_machines(HostConfig().runtime_dir))
+        assert typist.process.stderr is not None
+        assert typist.process.stderr.read() == b"sandbox: left the program; its VM is destroyed\n"
+
+
+def test_a_script_that_was_typed_in_reads_the_terminal_afterwards() -> None:
+    """`exec --pty -`: Ctrl-D ends the script; what is typed then is the program's, and it can be left."""
+    with typing("exec", "--pty", "-", after=b"") as typist:
+        typist.type("print('what')\nprint('got', input())\nwhile True: input()\n\x04")
+        typist.see(rb"what\r\n")
+        typist.type("it\r")
+        typist.see(rb"got it\r\n")
+        typist.type("~.")
+        assert typist.finish() == 130
 
 
 def test_editing_interrupting_and_stopping() -> None:

@@ -15,13 +15,22 @@ from anyio.to_thread import run_sync
 
 import sandbox.sync
 from sandbox.config import HostConfig, PoolConfig
-from sandbox.errors import ConfigError, GuestFileError
+from sandbox.errors import ConfigError, GuestFileError, StateError
+from sandbox.event import EventKind, LifeEvent
 from sandbox.guest.events import Ended, Output
 from sandbox.hypervisor.inventory import leaks, owners
+from sandbox.observe.metrics import Metrics
 from sandbox.sync.portal import portal
 from sandbox.template.template import Template
 
 T = TypeVar("T")
+
+
+class Plain:
+    """A source of VMs that is no template, so it has no generations."""
+
+    def __init__(self, template: Template) -> None:
+        self.lease = template.lease
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
@@ -70,6 +79,110 @@ async def test_pool_and_everything_inside_a_vm(template: Template) -> None:
             assert statistics.claimed == statistics.released + statistics.leased
 
     await _in_thread(use)
+
+
+async def test_leases_events_and_generations(template: Template) -> None:
+    """A pool is claimed from, watched and asked as the asynchronous one, with the same arguments."""
+    seen: list[tuple[EventKind, int]] = []
+    further: list[LifeEvent] = []
+
+    def use() -> None:
+        def hook(event: LifeEvent) -> None:
+            seen.append((event.kind, pool.statistics().leased))
+            if event.kind is EventKind.POOL_OPENED:
+                metrics.watch(pool)
+
+        metrics = Metrics()
+        sources, observers = {"default": Plain(template)}, (hook, metrics)
+        pool = sandbox.sync.VMPool(PoolConfig(min_size=1), sources=sources, observers=observers)
+        with pool:
+            pool.wait_ready()
+            end = pool.observe(further.append)
+            with pool.claim(timeout=30, priority=1, lease_ttl=600) as vm:
+                assert vm.run("print(1)").text == "1\n"
+                assert vm.receipt is not None
+                assert vm.receipt.origin == "hit"
+                assert "claim" in vm.timings
+                assert vm.is_alive
+                assert vm.loss is None
+                assert 'sandbox_vms{state="leased",template="default"} 1.0' in metrics.text()
+            end()
+            lease = pool.claim(timeout=30, lease_ttl=600)
+            assert 0 < (lease.left or 0) <= 600
+            lease.renew(None)
+            assert lease.left is None
+            assert not lease.has_ended
+            lease.release()
+            lease.wait_ended()
+            with pytest.raises(StateError, match="has ended"):
+                lease.renew(1)
+            with pytest.raises(ConfigError, match="no template 'other'"), pool.acquire(template="other"):
+                pass
+            assert pool.statistics("default").claimed == 2
+            assert [generation.is_live for generation in pool.generations()] == [True]
+            for change in (pool.roll_over, pool.roll_back):
+                with pytest.raises(StateError, match="no generations"):
+                    change()
+            assert not pool.is_closed
+        assert pool.is_closed
+
+    await _in_thread(use)
+    kinds = [kind for kind, _ in seen]
+    assert (kinds.count(EventKind.LEASE_BEGAN), kinds.count(EventKind.LEASE_ENDED)) == (2, 2)
+    assert dict(seen)[EventKind.LEASE_BEGAN] == 1
+    assert [event.kind for event in further].count(EventKind.LEASE_BEGAN) == 1
+
+
+async def test_callback_may_ask_and_end_but_not_wait(template: Template) -> None:
+    """In the thread that all calls wait for, what does not wait is done at once, and what would wait is refused."""
+
+    def use() -> None:
+        with sandbox.sync.VMPool(PoolConfig(min_size=1), source=template) as pool, pool.acquire(timeout=30) as vm:
+            other = vm.spawn("exec cat", stdin=None)
+            vm.run("print(1)", on_output=lambda _stream, _data: other.kill())
+            assert not other.wait().ok
+            with vm.context() as context:
+                heard = []
+                context.run("print(2)", on_output=lambda stream, data: heard.append((stream, data, context.is_alive)))
+                assert heard == [("stdout", b"2\n", True)]
+
+    await _in_thread(use)
+
+
+async def test_interrupt_of_an_idle_context_does_nothing(template: Template) -> None:
+    """Also before its interpreter is up, which a bare signal would end."""
+
+    def use() -> None:
+        with sandbox.sync.VMPool(PoolConfig(min_size=1), source=template) as pool, pool.acquire(timeout=30) as vm:
+            context = vm.open_context("bash")
+            context.interrupt()
+            assert context.run("echo 1").text == "1\n"
+            assert context.is_alive
+            assert context.language == "bash"
+            context.close()
+            assert context.execution.has_ended
+
+    await _in_thread(use)
+
+
+@pytest.mark.usefixtures("template")
+def test_callback_that_would_wait_is_refused() -> None:
+    """A call from a callback would wait for itself, and every other caller with it; it raises, and the pool goes on."""
+    code = (
+        "import sandbox.sync\n"
+        "from sandbox import PoolConfig, StateError\n"
+        "with sandbox.sync.VMPool(PoolConfig(min_size=1)) as pool, pool.acquire() as vm:\n"
+        "    try:\n"
+        "        vm.run('print(1)', on_output=lambda stream, data: vm.write_file('log', data))\n"
+        "    except StateError as error:\n"
+        "        print(error)\n"
+        "    print(vm.run('print(2)').text)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    refused, text, _ = done.stdout.decode().split("\n", 2)
+    assert "`events()`" in refused
+    assert text == "2"
+    assert done.stderr == b""
 
 
 async def test_errors_come_through_as_themselves(template: Template) -> None:

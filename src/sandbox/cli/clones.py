@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sandbox.cli.check import Check
+from sandbox.cli.run import complete
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ProtocolError
 from sandbox.guest.identity import Receipt
@@ -33,7 +34,7 @@ print(json.dumps({
 
 def examine_clones(config: HostConfig) -> Iterator[Check]:
     """Restore two clones at once and compare what each of them draws and says."""
-    clones = asyncio.run(_draw_twice(config))
+    clones = complete(_draw_twice(config))
     first, second = (clone["draws"] for clone in clones)
     for name in first:
         if first[name] == second[name]:

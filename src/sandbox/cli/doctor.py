@@ -10,12 +10,14 @@ from sandbox.cli.check import Check
 from sandbox.cli.doctor_confinement import confinement
 from sandbox.cli.doctor_host import directories, exposure, memory, packages_
 from sandbox.cli.doctor_template import hypervisor, image
+from sandbox.cli.reporting import reporting
 from sandbox.config import HostConfig
 from sandbox.errors import SandboxError
 
 _EXAMINATIONS = (packages_, directories, hypervisor, image, confinement, memory, exposure)
 
 
+@reporting
 def run_doctor(*, as_json: bool, clones: bool = False) -> int:
     """Print every finding; exit with 1 if something is broken. With `clones`, two VMs are started and compared."""
     config = HostConfig()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sandbox.cli.check import Check
+from sandbox.cli.run import complete
 from sandbox.config import HostConfig, TemplateConfig
 
 if TYPE_CHECKING:  # a host that lacks libvirt shall hear so from the doctor, not from an import
@@ -30,7 +30,7 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     if not _has_template(config, host):
         yield Check("confinement", "warn", "not looked at: that needs a template, to start a VM from", "sandbox setup")
         return
-    seen, devices = asyncio.run(_look(config))
+    seen, devices = complete(_look(config))
     faults = seen.faults()
     found = (
         f"QEMU runs as {_user(seen.uid)}, {'with' if seen.has_seccomp_filter else 'without'} a seccomp filter "

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import select
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox.cli.environment import variables
-from sandbox.cli.exit_code import CANNOT_INVOKE, NOT_FOUND, TOOL_FAILED
+from sandbox.cli.escape import Left, with_escape
+from sandbox.cli.exit_code import CANNOT_INVOKE, INTERRUPTED, NOT_FOUND, TOOL_FAILED
 from sandbox.cli.run import complain, describe, report, run, say
-from sandbox.cli.streams import pass_on, raw_terminal, standard_input, terminal_size
+from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
 from sandbox.cli.transfer import Transfer, get, parse_get, parse_put, put
 from sandbox.config import TemplateConfig
 from sandbox.errors import ConfigError, GuestLost, SandboxError
@@ -29,6 +32,7 @@ LANGUAGES = {".py": "python", ".sh": "bash", ".js": "node"}
 Command = Callable[[], Coroutine[Any, Any, int]]
 Around = Callable[[Command, TemplateConfig], Coroutine[Any, Any, int]]
 _ID = "main"
+_READ_BYTES = 64 * 1024
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
 _KINDS = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
 
@@ -84,7 +88,11 @@ def run_exec(request: ExecRequest, around: Around = lambda command, _: command()
         return report(error, as_json=request.as_json, status=error.status)
     except SandboxError as error:
         return report(error, as_json=request.as_json)
-    return run(around(lambda: _exec(request, job), job.config), as_json=request.as_json)
+    try:
+        return run(around(lambda: _exec(request, job), job.config), as_json=request.as_json)
+    except Left:
+        complain("left the program; its VM is destroyed")
+        return INTERRUPTED
 
 
 def _prepare(request: ExecRequest) -> _Job:
@@ -116,7 +124,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
                 result = await _run(vm, request, job)
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:
-                say({**_envelope(lost.partial), "kind": "infra", "error": describe(lost)})
+                say({**_envelope(lost.partial), "kind": "infra", "exit_code": TOOL_FAILED, "error": describe(lost)})
                 return TOOL_FAILED
             raise
         failure = await _get_all(vm, job.get, request)
@@ -154,10 +162,17 @@ async def _run(vm: VM, request: ExecRequest, job: _Job) -> Result:
             cwd=request.cwd,
             user=request.user,
             pty=terminal_size() if request.pty else None,
-            stdin=b"" if request.script == "-" else standard_input(),
+            stdin=_typed(request),
             on_output=None if request.as_json else pass_on,
             capture_bytes=CAPTURE_BYTES if request.as_json else 0,
         )
+
+
+def _typed(request: ExecRequest) -> bytes | AsyncIterator[bytes]:
+    """Return what the program reads. At a terminal that passes on every key, one way out is kept for the caller."""
+    if request.pty and is_interactive():
+        return with_escape(standard_input())
+    return b"" if request.script == "-" else standard_input()
 
 
 async def _get_all(vm: VM, transfers: list[Transfer], request: ExecRequest) -> SandboxError | None:
@@ -197,7 +212,7 @@ def _load(request: ExecRequest) -> tuple[str, str]:
         if sys.stdin is None:
             raise ConfigError("there is no standard input to read a script from; name a file, or give -c CODE")
         try:
-            return sys.stdin.buffer.read().decode("utf-8", "surrogateescape"), "stdin.py"
+            return _standard_input().decode("utf-8", "surrogateescape"), "stdin.py"
         except OSError as error:
             raise ScriptError(f"standard input cannot be read: {error.strerror or error}", CANNOT_INVOKE) from None
     path = Path(request.script)
@@ -207,6 +222,20 @@ def _load(request: ExecRequest) -> tuple[str, str]:
         raise ScriptError(f"{path}: no such file", NOT_FOUND) from None
     except OSError as error:
         raise ScriptError(f"{path}: {error.strerror}", CANNOT_INVOKE) from None
+
+
+def _standard_input() -> bytes:
+    """Read standard input to its end, also where somebody who shares it does not want to wait for it."""
+    pieces: list[bytes] = []
+    while True:
+        try:
+            piece = os.read(0, _READ_BYTES)
+        except BlockingIOError:
+            select.select([0], [], [])
+            continue
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
 
 
 def memory_mib(text: str) -> int:

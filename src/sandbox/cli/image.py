@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sandbox.cli.reporting import reporting
 from sandbox.cli.run import report
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, SandboxError
@@ -16,7 +17,7 @@ from sandbox.image.build import build_image
 from sandbox.image.recipe import Kernel, load_recipe
 from sandbox.image.store import ImageStore
 from sandbox.log import log
-from sandbox.template.prune import prune_templates
+from sandbox.template.prune import prune_images
 
 
 def _store() -> ImageStore:
@@ -40,12 +41,15 @@ def build(recipe: str, packages: list[str], pip: Path | None, kernel: Kernel | N
 def _requirements(path: Path) -> list[str]:
     """Return the lines of a requirements file that name a requirement."""
     try:
-        lines = [line.split(" #", 1)[0].strip() for line in path.read_text().splitlines()]
+        lines = [line.split(" #", 1)[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8; save it as that") from None
     return [line for line in lines if line and not line.startswith("#")]
 
 
+@reporting
 def ls(*, as_json: bool) -> int:
     store = _store()
     names = set(store.names().values())
@@ -97,9 +101,7 @@ def verify(name: str) -> int:
 
 def prune() -> int:
     try:
-        pruned = _store().prune()
-        kept = {image.digest for image in _store().ls()}
-        templates = prune_templates(HostConfig().paths.templates, kept)
+        pruned, templates = prune_images(_store(), HostConfig().paths.templates)
     except SandboxError as error:
         return report(error)
     for name in [*pruned.removed, *(f"templates/{name}" for name in templates)]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sandbox.cli.reporting import reporting
 from sandbox.config import HostConfig
 from sandbox.hypervisor.groups import reap_left_over
 from sandbox.hypervisor.inventory import OwnerRecord, leaks, owners
@@ -19,6 +20,7 @@ from sandbox.template.prune import left_over
 _COLUMNS = ("vm", "pid", "owner", "state", "age", "cpu", "memory")
 
 
+@reporting
 def run_ps(*, as_json: bool) -> int:
     """Print every VM of ours on this host with its owner."""
     records = owners(HostConfig().runtime_dir)
@@ -35,6 +37,7 @@ def run_ps(*, as_json: bool) -> int:
     return 0
 
 
+@reporting
 def run_audit(*, as_json: bool) -> int:
     """Print all that exists with its owner, then what has none; exit with 1 if there is any."""
     config = HostConfig()

@@ -30,7 +30,7 @@ GetOption = Annotated[
     list[str] | None,
     typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
 ]
-PtyOption = Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours.")]
+PtyOption = Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours; Enter ~ . leaves it.")]
 TraceJsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write trace events, for Perfetto or Chrome.")
 ]

@@ -13,11 +13,15 @@ def check_report_file(option: str, path: Path | None) -> None:
     if path is None:
         return
     directory = path.absolute().parent
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a directory; name a file")
-    if not directory.is_dir():
-        raise ConfigError(f"{option} {path}: there is no directory {directory}; make it first")
-    if not os.access(path if path.exists() else directory, os.W_OK):
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{option} {path} is a directory; name a file")
+        if not directory.is_dir():
+            raise ConfigError(f"{option} {path}: there is no directory {directory}; make it first")
+        may_write = os.access(path if path.exists() else directory, os.W_OK)
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}") from None
+    if not may_write:
         raise ConfigError(f"{option} {path} cannot be written: Permission denied")
 
 

@@ -9,22 +9,38 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sandbox.cli.exit_code import INTERRUPTED, TOOL_FAILED
 from sandbox.errors import HostFileError, SandboxError
+
+T = TypeVar("T")
 
 MESSAGE_CHARACTERS = 4000
 
 
 def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
-    """Run `command` and return its exit code.
+    """Run `command` and return its exit code, also where a signal ends it."""
+    try:
+        return complete(command)
+    except Interrupted as end:
+        return end.status
+    except SandboxError as error:
+        return report(error, as_json=as_json)
+    except BrokenPipeError:
+        discard_output()
+        return 128 + signal.SIGPIPE
 
-    Ctrl-C, SIGTERM and SIGHUP cancel it, so that its VMs are destroyed before we go; a second Ctrl-C does not wait.
+
+def complete(command: Coroutine[Any, Any, T]) -> T:
+    """Run `command` and return what it gives.
+
+    Ctrl-C, SIGTERM and SIGHUP cancel it, so that its VMs are destroyed before we go, and `Interrupted` is raised; a
+    second Ctrl-C does not wait. A signal that we were started to ignore, as `nohup` does, stays ignored.
     """
     caught: list[signal.Signals] = []
 
-    async def main() -> int:
+    async def main() -> T:
         task = asyncio.current_task()
         assert task is not None
 
@@ -34,20 +50,24 @@ def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stop, number)
         return await command
 
     try:
         return asyncio.run(main())
     except KeyboardInterrupt:
-        return INTERRUPTED
+        raise Interrupted(INTERRUPTED) from None
     except asyncio.CancelledError:
-        return 128 + caught[0] if caught else INTERRUPTED
-    except SandboxError as error:
-        return report(error, as_json=as_json)
-    except BrokenPipeError:
-        discard_output()
-        return 128 + signal.SIGPIPE
+        raise Interrupted(128 + caught[0] if caught else INTERRUPTED) from None
+
+
+class Interrupted(SystemExit):
+    """A signal has ended the command; `status` is the exit code that says so."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAILED) -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from sandbox.cli.run import run
+from sandbox.cli.run import report, run
 from sandbox.config import TemplateConfig
+from sandbox.errors import ConfigError
 from sandbox.log import log
 from sandbox.setup import packages
 
 
 def run_setup(image: str, *, check_only: bool) -> int:
-    lacking = packages.missing()
-    if check_only:
-        print(f"missing packages: {' '.join(lacking)}" if lacking else "all system packages are there")
-        return 1 if lacking else 0
-    if lacking and (status := packages.install()) != 0:
-        return status
+    try:
+        lacking = packages.missing()
+        if check_only:
+            print(f"missing packages: {' '.join(lacking)}" if lacking else "all system packages are there")
+            return 1 if lacking else 0
+        if lacking and (status := packages.install()) != 0:
+            return status
+    except ConfigError as error:
+        return report(error, status=1)
     if find_spec("libvirt") is None:
         print("sandbox: libvirt-python is missing; run `pip install libvirt-python`", file=sys.stderr)
         return 1

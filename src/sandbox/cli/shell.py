@@ -8,6 +8,7 @@ from pathlib import Path
 from sandbox.cli.environment import variables
 from sandbox.cli.escape import Left, with_escape
 from sandbox.cli.exec import memory_mib
+from sandbox.cli.exit_code import INTERRUPTED
 from sandbox.cli.run import complain, report, run
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
 from sandbox.config import TemplateConfig
@@ -17,7 +18,6 @@ from sandbox.result import Outcome
 from sandbox.template.template import Template
 
 _ID = "shell"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

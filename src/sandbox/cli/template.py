@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Table
 
+from sandbox.cli.reporting import reporting
 from sandbox.cli.run import report
 from sandbox.config import HostConfig
 from sandbox.errors import SandboxError, TemplateError
@@ -20,6 +22,7 @@ def _store() -> TemplateStore:
     return TemplateStore(HostConfig().paths.templates)
 
 
+@reporting
 def ls(*, as_json: bool) -> int:
     store = _store()
     rows = [_row(store, stored) for stored in store.ls()]
@@ -106,8 +109,17 @@ def _row(store: TemplateStore, stored: Stored) -> dict[str, object]:
         "generation": manifest.generation,
         "age_seconds": round(time.monotonic() - manifest.baked_at, 1),
         "image": manifest.requirement.image,
-        "data_bytes": sum((stored.directory / name).stat().st_blocks * 512 for name in manifest.files),
+        "data_bytes": _data_bytes(stored),
         "lint": manifest.lint.verdict,
         "pinned": pinned is not None and pinned.name == stored.name,
         "directory": str(stored.directory),
     }
+
+
+def _data_bytes(stored: Stored) -> int:
+    """Return what a template takes on the disk: it may be damaged, or be removed while it is listed."""
+    total = 0
+    for name in stored.manifest.files:
+        with suppress(FileNotFoundError):
+            total += (stored.directory / name).stat().st_blocks * 512
+    return total

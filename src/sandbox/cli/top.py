@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from sandbox.cli.reporting import reporting
 from sandbox.cli.run import printable
 from sandbox.cli.screen import Screen
 from sandbox.cli.streams import is_interactive
@@ -99,6 +100,7 @@ class Observation:
         return 100 * (machine.cpu_seconds - used) / max(now - then, 0.01)
 
 
+@reporting
 def run_top(*, once: bool, as_json: bool, interval: float) -> int:
     """Show it until `q` or Ctrl-C; without a terminal, with `once` or as JSON, show it one time."""
     observation = Observation(HostConfig().runtime_dir)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from anyio.to_thread import run_sync
 from rich.console import Console
 
 from sandbox.bench.environment import environment
@@ -22,6 +21,7 @@ from sandbox.errors import HostFileError, SandboxError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.image.build import image_of
 from sandbox.image.store import ImageStore
+from sandbox.image.wanted import while_wanted
 from sandbox.log import log
 from sandbox.template.template import Template
 from sandbox.trace.event_json import event_json
@@ -89,7 +89,7 @@ def run_trace_boot(image: str, memory: str, trace: TraceRequest) -> int:
 
     async def source() -> tuple[Hypervisor, ColdBoot]:
         host = HostConfig()
-        found = await run_sync(image_of, config.image, ImageStore(host.paths.images), log.progress)
+        found = await while_wanted(image_of, config.image, ImageStore(host.paths.images), log.progress)
         hypervisor = await Hypervisor.connect(host)
         return hypervisor, ColdBoot(hypervisor, found, memory_mib=config.memory_mib, vcpus=config.vcpus)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,12 +30,13 @@ def parse_put(text: str) -> Transfer:
 
     What names a file here as a whole is its name, colons and all.
     """
-    host, _, guest = (text, "", "") if Path(text).exists() else text.partition(":")
+    host, _, guest = (text, "", "") if _is_there(text) else text.partition(":")
     if not host:
         raise ConfigError(f"--put {text!r} names no file of this host; write HOST or HOST:GUEST")
-    if not Path(host).exists():
+    mode = _mode(f"--put {host}", Path(host))
+    if mode is None:
         raise ConfigError(f"--put {host}: there is no such file or directory on this host")
-    if not Path(host).is_file() and not Path(host).is_dir():
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ConfigError(f"--put {host}: only files and directories can be copied, and this is neither")
     name = Path(host).resolve().name
     return Transfer(host, guest + name if guest.endswith("/") else guest or name)
@@ -47,13 +49,29 @@ def parse_get(text: str) -> Transfer:
     if not name or name == "..":
         raise ConfigError(f"--get {text!r} names no file of the guest; write GUEST or GUEST:HOST")
     target = Path(host or name)
-    if target.is_dir():
+    mode = _mode(f"--get {text}", target)
+    if mode is not None and stat.S_ISDIR(mode):
         raise ConfigError(f"--get {text}: {target} is a directory and would not be replaced; name another target")
-    if target.exists() and not target.is_file():  # a device above all: a name in /dev is not to be replaced
+    if mode is not None and not stat.S_ISREG(mode):  # a device above all: a name in /dev is not to be replaced
         raise ConfigError(f"--get {text}: {target} is no regular file and would not be replaced; name another target")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"--get {text}: there is no directory {target.absolute().parent}; make it first")
     return Transfer(guest, str(target))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # nothing that can be reached by this name, so the name may end before a colon
+        return False
+
+
+def _mode(option: str, path: Path) -> int | None:
+    """Return a mode that has the kind of file; None if there is none. Raises `ConfigError` where we may not look."""
+    try:
+        return path.stat().st_mode if path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be looked at: {error.strerror}") from None
 
 
 async def put(vm: VM, transfer: Transfer, *, cwd: str | None, user: str | None) -> tuple[str, ...]:

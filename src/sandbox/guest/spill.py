@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from anyio.to_thread import run_sync
 
@@ -55,7 +57,8 @@ class Spill:
         self._waiting.clear()
         if self._writing is None and self._fd >= 0:
             fd, self._fd = self._fd, -1
-            _writers.submit(os.close, fd)
+            with suppress(RuntimeError):  # without a thread now, the next one that there is closes it
+                _writers.submit(os.close, fd)
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -64,8 +67,12 @@ class Spill:
     def _write_on(self) -> None:
         if self._writing is None and self._waiting:
             data, self._waiting = bytes(self._waiting), bytearray()
-            self._writing = asyncio.get_running_loop().run_in_executor(_writers, self._write, data)
-            self._writing.add_done_callback(self._on_written)
+            try:
+                self._writing = asyncio.get_running_loop().run_in_executor(_writers, self._write, data)
+            except RuntimeError as error:  # the host has no thread for it
+                self._fail(OSError(errno.EAGAIN, str(error)))
+            else:
+                self._writing.add_done_callback(self._on_written)
 
     def _write(self, data: bytes) -> int:
         if self._fd < 0:
@@ -76,15 +83,18 @@ class Spill:
             done += os.pwrite(self._fd, data[done:], self._written + done)
         return done
 
+    def _fail(self, error: OSError) -> None:
+        log.warning("output_not_kept", error=str(error), kept=self._written)
+        self.failure = error
+        self._waiting.clear()
+        self.size = self._written
+
     def _on_written(self, future: asyncio.Future[int]) -> None:
         self._writing = None
         try:
             self._written += future.result()
         except OSError as error:
-            log.warning("output_not_kept", error=str(error), kept=self._written)
-            self.failure = error
-            self._waiting.clear()
-            self.size = self._written
+            self._fail(error)
         except asyncio.CancelledError:  # the event loop is closing
             return
         if self.failure is not None and self.failure.errno is None:

@@ -43,7 +43,7 @@ class Places:
 def hierarchies(process: str = "self") -> dict[str, Hierarchy]:
     """Return the hierarchy that has each controller, as the kernel tells."""
     own: dict[str, str] = {}
-    for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+    for line in _lines(process, "cgroup"):
         _, names, path = line.split(":", 2)
         own.update(dict.fromkeys(names.split(","), path))
     found: dict[str, Hierarchy] = {}
@@ -141,8 +141,14 @@ def enable(path: Path, name: str, *, may_move: bool = False) -> None:
             raise OSError(errno.EBUSY, "other processes are in this group, so it cannot be divided") from error
 
 
+def _lines(process: str, name: str) -> list[str]:
+    """Return the lines of a file of a process, whatever bytes are in the names there."""
+    text = os.fsdecode(Path(f"/proc/{process}/{name}").read_bytes())
+    return [line for line in text.split("\n") if line]
+
+
 def _mounts(process: str) -> Iterator[tuple[int, str, Path, list[str]]]:
-    for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines():
+    for line in _lines(process, "mountinfo"):
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         if kind in ("cgroup", "cgroup2"):

@@ -46,6 +46,8 @@ _NO_DEVICES = frozenset({"container", "irq", "memory-region", *_BUSES})
 """What QEMU's object tree has besides devices: wires, address ranges and the buses between devices."""
 _HUMAN = 1
 """libvirt's flag for a command of QEMU's monitor for people."""
+_COMMAND = re.compile(r"Child process \(.*\) ", re.DOTALL)
+"""QEMU's whole command line in a message of libvirt's, which hides what follows it."""
 _POLL_SECONDS = 0.001
 _MIGRATION_SECONDS = 60.0
 
@@ -136,7 +138,7 @@ class Connection:
             if domain is not None:
                 self.destroy(name)
             self._forget(name)
-            raise HypervisorError(f"the VM {name} did not start: {error}") from error
+            raise HypervisorError(f"the VM {name} did not start: {_COMMAND.sub('QEMU: ', str(error))}") from error
 
     def save(self, name: str, state: Path) -> None:
         """Stop the domain for good and write its device state (not its shared memory) to `state`."""
@@ -225,6 +227,11 @@ _event_loop_stops = threading.Event()
 _STOP_SECONDS = 1.0
 
 
+def is_begun() -> bool:
+    """Return whether this process has used libvirt, which it can never undo."""
+    return _event_loop_thread is not None
+
+
 def _start_event_loop() -> None:
     """Start libvirt's event loop once per process; it ends with the process, before the interpreter does."""
     global _event_loop_thread  # noqa: PLW0603 - libvirt has one event loop per process, so have we
@@ -243,6 +250,8 @@ def _run_event_loop() -> None:
 
 def _stop_event_loop(thread: threading.Thread) -> None:
     """End the loop: a callback into an interpreter that is being taken down would crash the process."""
+    if not thread.is_alive():  # this is a forked child: libvirt is of no use in it
+        return
     _event_loop_stops.set()
     libvirt.virEventAddTimeout(0, lambda *_: None, None)  # wakes the loop
     thread.join(_STOP_SECONDS)

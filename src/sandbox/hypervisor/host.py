@@ -14,20 +14,20 @@ from typing import TypeVar, TypeVarTuple
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import ConfigError, HypervisorError
+from sandbox.errors import ConfigError, HostResources, HypervisorError
 from sandbox.hypervisor import threads
 from sandbox.hypervisor.admission import Admission
-from sandbox.hypervisor.connection import Connection
+from sandbox.hypervisor.connection import Connection, is_begun
 from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
 from sandbox.hypervisor.groups import Groups, reap_left_over
 from sandbox.hypervisor.handover import Handover
-from sandbox.hypervisor.inherited import check_not_forked
 from sandbox.hypervisor.machine import Machine
 from sandbox.hypervisor.rundir import RunDirectory, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
 from sandbox.hypervisor.starter import Started, Starter, kill_by_name
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.inherited import check_not_forked
 from sandbox.paths import make_directory
 from sandbox.trace.stage import stage
 
@@ -90,7 +90,8 @@ class Hypervisor:
 
         Raises `HypervisorError` in a child that was forked from a process which has one.
         """
-        return await run_sync(cls.connect_blocking, config, limiter=threads.limiter())
+        with threads.telling_shortage():
+            return await run_sync(cls.connect_blocking, config, limiter=threads.limiter())
 
     @classmethod
     def connect_blocking(cls, config: HostConfig) -> Hypervisor:
@@ -107,9 +108,19 @@ class Hypervisor:
                         "this process already uses libvirt with other directories, limits or another accelerator; "
                         "use the same HostConfig everywhere, or another process"
                     )
-                _shared[key] = host = cls(config)
+                _shared[key] = host = cls._opened(config)
                 atexit.register(host.close)
             return _shared[key]
+
+    @classmethod
+    def _opened(cls, config: HostConfig) -> Hypervisor:
+        global _used_by  # noqa: PLW0603 - see above
+        try:
+            return cls(config)
+        except BaseException:
+            if not is_begun():  # a child has nothing of libvirt's from us
+                _used_by = None
+            raise
 
     def renew(self) -> Platform:
         """Look at the host again and have later starts use what is there now; the accelerator stays.
@@ -147,6 +158,8 @@ class Hypervisor:
         try:
             with stage("start the machine"):
                 process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
+        except HostResources:  # it never began, or has cleared up itself
+            raise
         except BaseException:
             if (started := handover.abandon()) is not None:  # it came up while we were turning away
                 threads.soon(self.starter.end, name, *started)

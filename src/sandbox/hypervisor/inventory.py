@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sandbox.hypervisor.groups import left_over
 from sandbox.hypervisor.rundir import has_owner, owner_pid, run_directories
+from sandbox.proc import mounts, proc_text
 
 _GUEST = re.compile(r"guest=(sbx-([0-9a-f]{8})-\d+),")
 _SOCKETS = ("*.sock", "*.con")
@@ -97,14 +98,14 @@ def leaks(runtime: Path) -> list[str]:
 
 def _machine(entry: Path, runtime: Path) -> MachineRecord | None:
     try:
+        arguments = proc_text(entry / "cmdline")
+        match = _GUEST.search(arguments)
+        if match is None or not _is_qemu(arguments) or f"{runtime}/{match[2]}/" not in arguments:
+            return None
         if not _has_our_root(entry):
             return None
-        arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        fields = proc_text(entry / "stat").rpartition(")")[2].split()
     except OSError:
-        return None
-    match = _GUEST.search(arguments)
-    if match is None or "qemu-system" not in arguments.split("\0", 1)[0] or f"{runtime}/{match[2]}/" not in arguments:
         return None
     tick = os.sysconf("SC_CLK_TCK")
     uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -119,6 +120,10 @@ def _machine(entry: Path, runtime: Path) -> MachineRecord | None:
     )
 
 
+def _is_qemu(arguments: str) -> bool:
+    return "qemu-system" in arguments.split("\0", 1)[0]
+
+
 def _has_our_root(entry: Path) -> bool:
     """Return whether a process has the root directory that we have.
 
@@ -131,15 +136,14 @@ def _has_our_root(entry: Path) -> bool:
         return _root_mount(entry) == _root_mount(Path("/proc/self"))
 
 
-def _root_mount(entry: Path) -> list[str] | None:
+def _root_mount(entry: Path) -> tuple[int, str] | None:
     """Return the device and the directory on it that a process has mounted as its root; None if nothing is."""
-    mounts = [line.split()[2:5] for line in (entry / "mountinfo").read_text().splitlines()]
-    return next((fields[:2] for fields in reversed(mounts) if fields[2] == "/"), None)
+    return next(((mount.device, mount.root) for mount in reversed(mounts(entry)) if mount.point == "/"), None)
 
 
 def _proportional_mib(entry: Path) -> float | None:
     try:
-        rollup = (entry / "smaps_rollup").read_text()
+        rollup = proc_text(entry / "smaps_rollup")
     except OSError:
         return None
     match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)

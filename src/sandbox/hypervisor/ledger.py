@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.errors import HostResources, HypervisorError
-from sandbox.hypervisor.inherited import Descriptor
+from sandbox.inherited import Descriptor
 
 _NAME = re.compile(r"[0-9]+-[0-9a-f]{8}")
 _LOCK_SECONDS = 5.0

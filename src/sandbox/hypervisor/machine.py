@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox.errors import HostResources
 from sandbox.hypervisor import threads
 from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.process import Process
@@ -78,6 +79,8 @@ class Machine:
                     is_forgotten = True
                 if scope.cancelled_caught:
                     log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
+            except HostResources as error:  # a lack of threads changes nothing of what the VM did
+                log.warning("vm_end_delayed", vm=self.name, error=str(error))
             finally:  # asyncio's own cancellation knows no shield: what is left to do, a thread does
                 if is_forgotten:
                     self.process.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from sandbox.errors import HostResources
+from sandbox.proc import mounts
 
 
 def allocate(descriptor: int, size: int) -> None:
@@ -28,9 +28,4 @@ def allocate(descriptor: int, size: int) -> None:
 
 def _is_in_memory(descriptor: int) -> bool:
     device = os.fstat(descriptor).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split(" ", 3)[2] == wanted:
-            return after.split(" ", 1)[0] in ("tmpfs", "ramfs")
-    return False
+    return next((mount.kind in ("tmpfs", "ramfs") for mount in mounts() if mount.device == device), False)

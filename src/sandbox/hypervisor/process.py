@@ -13,7 +13,8 @@ from pathlib import Path
 
 import anyio
 
-from sandbox.hypervisor.inherited import keep_from_children
+from sandbox.inherited import keep_from_children
+from sandbox.proc import proc_text
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -36,7 +37,7 @@ def command_line(pid: int) -> str:
 
 def command_line_arguments(pid: int) -> list[str]:
     """Return a living process's argument vector."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    return proc_text(Path(f"/proc/{pid}/cmdline")).rstrip("\0").split("\0")
 
 
 def stopped(pids: Iterable[int]) -> set[int]:
@@ -44,7 +45,7 @@ def stopped(pids: Iterable[int]) -> set[int]:
     found = set()
     for pid in pids:
         with suppress(OSError):  # it is gone: its pidfd tells
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = proc_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[0]
             if state == "T":
                 found.add(pid)
     return found
@@ -57,9 +58,8 @@ def reap_zombie(pid: int) -> None:
     except OSError:
         return
     try:
-        name = (
-            Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        )  # read after the pidfd was opened
+        # Read after the pidfd was opened.
+        name = proc_text(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
         if name[0].startswith("qemu-system") and name[2].split()[0] == "Z":
             os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
     except OSError:  # reaped by now, or no child of ours

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from sandbox.errors import HypervisorError
 from sandbox.hypervisor.cgroup import remove_group
-from sandbox.hypervisor.inherited import Descriptor, check_not_forked
 from sandbox.hypervisor.process import Process
+from sandbox.inherited import Descriptor, check_not_forked
 from sandbox.log import log
 from sandbox.paths import make_directory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -23,6 +24,7 @@ _AGAIN_SECONDS = 0.5
 _NO_THREAD = "can't start new thread"
 """What CPython says when the kernel gives it none; there is no class of exceptions for it."""
 THREADS = 32
+_waiting: RunVar[list[Callable[[], object]]] = RunVar("sandbox_waiting_for_a_thread")
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("sandbox_hypervisor_threads")
 
 
@@ -53,12 +55,52 @@ def telling_shortage() -> Iterator[None]:
 
 
 def soon(function: Callable[[*Ts], object], *arguments: *Ts) -> None:
-    """Run a blocking function in a thread that nobody waits for, as soon as the host has one."""
+    """Run a blocking function in a thread that nobody waits for, as soon as the host has one.
+
+    When the event loop ends before that, it is not run: what is left of this process's VMs ends with the process.
+    """
+    if _start(function, *arguments):
+        return
+    try:
+        loop, backlog = asyncio.get_running_loop(), _backlog()
+    except RuntimeError:  # it has ended
+        return
+    backlog.append(partial(function, *arguments))
+    if len(backlog) == 1:
+        log.warning("no_thread", wanted_for=getattr(function, "__name__", "call"))
+        loop.call_later(_AGAIN_SECONDS, _work_off, loop, backlog)
+
+
+def _work_off(loop: asyncio.AbstractEventLoop, backlog: list[Callable[[], object]]) -> None:
+    """Have one thread do all that waits: many at once could be the next shortage."""
+    if _start(_do_all, list(backlog)):
+        backlog.clear()
+    else:
+        loop.call_later(_AGAIN_SECONDS, _work_off, loop, backlog)
+
+
+def _do_all(calls: list[Callable[[], object]]) -> None:
+    with ExitStack() as stack:  # whatever becomes of one, the others are done
+        for call in reversed(calls):
+            stack.callback(call)
+
+
+def _start(function: Callable[[*Ts], object], *arguments: *Ts) -> bool:
     try:
         threading.Thread(target=function, args=arguments, daemon=True).start()
     except RuntimeError as error:
-        log.warning("no_thread", wanted_for=getattr(function, "__name__", "call"), error=str(error))
-        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, soon, function, *arguments)
+        if _NO_THREAD not in str(error):
+            raise
+        return False
+    return True
+
+
+def _backlog() -> list[Callable[[], object]]:
+    try:
+        return _waiting.get()
+    except LookupError:
+        _waiting.set([])
+        return _waiting.get()
 
 
 def limiter() -> anyio.CapacityLimiter:

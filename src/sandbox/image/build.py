@@ -19,6 +19,7 @@ from sandbox.image.layer import ARCH, KERNEL, Layer, build_layer, file_record, l
 from sandbox.image.manifest import ImageManifest, digest_of
 from sandbox.image.recipe import Recipe, is_recipe, known_recipes, load_recipe
 from sandbox.image.store import INITRD, ROOT, Image, ImageStore
+from sandbox.image.wanted import check_wanted
 from sandbox.paths import resource
 from sandbox.setup.sources import Release, host_release
 
@@ -109,6 +110,7 @@ def _build(
     begin = time.monotonic()
 
     def say(text: str) -> None:
+        check_wanted()
         progress(f"[{time.monotonic() - begin:5.1f} s] {text}")
 
     try:

@@ -10,8 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.errors import ImageError
+from sandbox.image.wanted import check_wanted
+from sandbox.proc import mounts
 
 GRACE_SECONDS = 30.0
+_POLL_SECONDS = 0.2
 _DIE_WITH_US = ("setpriv", "--pdeathsig")
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 
@@ -20,7 +23,7 @@ def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Pat
     """Run a program to its end and return its exit status; its output goes to `log`.
 
     It has no input and a process group of its own, so a terminal's Ctrl-C reaches us and not half of its children.
-    Any exception here, and the death of the calling thread, ends it.
+    Any exception here, and the death of the calling thread, ends it; so does a caller who is cancelled meanwhile.
 
     As root it runs in namespaces of its own: killing it there kills all of its descendants, and what it mounts is never
     visible to the host, so that no clean-up can ever walk into the host's /proc, /sys or /dev. Without root,
@@ -44,15 +47,17 @@ def run_owned(arguments: Sequence[str], environment: Mapping[str, str], log: Pat
         except FileNotFoundError as error:
             raise ImageError("the command `setpriv` is missing: install Debian's package util-linux") from error
         try:
-            return process.wait()
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(_POLL_SECONDS)
+                check_wanted()
         finally:
             if process.returncode is None:
                 _kill_contained(process) if contained else _ask_to_end(process)
 
 
 def _root_is_a_mount() -> bool:
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return any(line.split()[4] == "/" for line in mounts)
+    return any(mount.point == "/" for mount in mounts())
 
 
 def _kill_contained(process: subprocess.Popen[bytes]) -> None:

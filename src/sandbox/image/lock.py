@@ -6,29 +6,46 @@ import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from sandbox.hypervisor.inherited import keep_from_children
+from sandbox.image.wanted import pause
+from sandbox.inherited import keep_from_children
+
+_POLL_SECONDS = 0.05
 
 
 @contextmanager
 def build_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock; call `waiting` once if somebody else has it."""
+    """Hold the lock; call `waiting` once if somebody else has it.
+
+    Polls, because a thread that blocks in flock cannot be told that nobody waits for it any more.
+    """
     with path.open("a") as file:
         keep_from_children(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(file):
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _take(file):
+                pause(_POLL_SECONDS)
         # Closing releases it. The file stays: removing it would let two builders lock two files of one name.
         yield
 
 
-def is_held(path: Path) -> bool:
-    """Return whether somebody builds right now."""
+def _take(file: IO[str]) -> bool:
+    """Take the lock if it is free; return whether it is ours now."""
     try:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Return whether somebody builds right now, or may for all that can be seen. Changes nothing."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):
         return True
     return False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sandbox.errors import ConfigError
 from sandbox.paths import resource
@@ -17,7 +18,37 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,62}$")]
 # A leading letter or digit, so that no package is ever taken for an option or removed by a trailing `-`.
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*[a-z0-9.+]$")]
 Kernel = Literal["debian", "minimal"]
-Requirement = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9]")]
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_EXTRAS = rf"(?: *\[ *(?:{_NAME}(?: *, *{_NAME})*)? *\])?"
+_VERSION = r"(?:===|==|~=|!=|<=|>=|<|>) *[A-Za-z0-9][A-Za-z0-9.*+!_-]*"
+_VERSIONS = rf"{_VERSION}(?: *, *{_VERSION})*"
+_MARKER = r"""(?:(?! -)[A-Za-z0-9_.,*+!<>=~()'" -])+"""  # after a space, a dash begins an option
+_HASHES = r"(?: +--hash=[a-z0-9]+:[0-9a-f]+)*"
+_URL = r"[A-Za-z0-9._~:/@!&()*+,=%-]"
+_OF_INDEX = re.compile(
+    rf"(?P<what>{_NAME}{_EXTRAS}(?: *{_VERSIONS}| *\( *{_VERSIONS} *\))?)(?: *; *{_MARKER})?{_HASHES}"
+)
+# pip tells by the end of a URL's path whether it is a wheel, and builds what is none.
+_OF_WHEEL = re.compile(
+    rf"(?:{_NAME}{_EXTRAS} *@ *)?(?:https?|file)://{_URL}+\.whl(?:\?{_URL}*)?(?:#{_URL}*)?(?: +; {_MARKER})?{_HASHES}"
+)
+# pip takes these for files, whatever else they could be, and builds them.
+_ARCHIVE = re.compile(r"\.(?:zip|whl|tbz|tgz|txz|tlz|tar(?:\.(?:gz|bz2|xz|lz|lzma))?) *(?:\[|$)", re.IGNORECASE)
+
+
+def _met_by_a_wheel(text: str) -> str:
+    """Return a requirement that is one line for pip, and that pip does not meet by building something."""
+    of_index = _OF_INDEX.fullmatch(text)
+    if _OF_WHEEL.fullmatch(text) or (of_index and not _ARCHIVE.search(of_index["what"])):
+        return text
+    raise ValueError(
+        f"{text!r} could run set-up code on the host: expected name, extras, versions and marker on one line, "
+        "or the URL of a .whl file"
+    )
+
+
+Requirement = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_met_by_a_wheel)]
 
 
 class Recipe(BaseModel):

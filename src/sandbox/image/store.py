@@ -24,6 +24,7 @@ from sandbox.image.layer import file_record
 from sandbox.image.lock import build_lock, is_held
 from sandbox.image.manifest import ImageManifest
 from sandbox.paths import make_directory
+from sandbox.proc import mounts
 
 MANIFEST, KERNEL, INITRD, ROOT = "manifest.json", "vmlinux", "initrd", "root.erofs"
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -151,17 +152,18 @@ class ImageStore:
         _sync(self.layers)
         return target
 
-    def prune(self) -> Pruned:
+    def prune(self, in_use: Callable[[set[str]], set[str]] = lambda _: set()) -> Pruned:
         """Remove every image that has no name, and every layer that no named image was made from.
 
-        A running VM keeps the files which it has open.
+        `in_use` is called while nobody can build. It is given the digests that have a name, and returns further ones
+        that stay. A running VM keeps the files which it has open, but a restore opens them anew.
         """
         removed, freed = [], 0
         with self.locked(lambda: None):
             named = set(self.names().values())
             manifests = [image.manifest for image in self.ls() if image.digest in named]
-            in_use = {key for manifest in manifests for key in (manifest.layer, manifest.kernel_layer)}
-            for parent, keep in ((self._objects, named), (self.layers, in_use)):
+            sources = {key for manifest in manifests for key in (manifest.layer, manifest.kernel_layer)}
+            for parent, keep in ((self._objects, named | in_use(named)), (self.layers, sources)):
                 for directory in sorted(parent.glob("*")):
                     if directory.name not in keep:
                         freed += _remove(directory)
@@ -236,8 +238,7 @@ def _sync(path: Path) -> None:
 
 def _mounts_below(path: Path) -> list[str]:
     """Return what is mounted below `path`, where removing files would remove somebody else's."""
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return [point for point in points if point.startswith(f"{path.resolve()}/")]
+    return [mount.point for mount in mounts() if mount.point.startswith(f"{path.resolve()}/")]
 
 
 def _remove(path: Path) -> int:

@@ -25,7 +25,8 @@ def pack_wheels(requirements: Sequence[str], suite: str, work: Path) -> tuple[Pa
     """Download and unpack wheels with this Python's pip, as the calling user and with the user's pip configuration.
 
     Returns a tar file relative to `/usr/local` of the guest, and what is in it. Source distributions are refused:
-    they would run their set-up code on the host.
+    they would run their set-up code on the host. pip refuses those that it finds in an index, and the recipe those that
+    are named directly.
     """
     if suite not in GUEST_PYTHON:
         raise ImageError(f"pip requirements need a known Python, but Debian {suite} is not known: use Debian packages")

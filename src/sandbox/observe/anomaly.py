@@ -14,6 +14,7 @@ from pathlib import Path
 from sandbox.errors import ConfigError
 from sandbox.event import EventKind, LifeEvent, Observer
 from sandbox.observe.rules import Anomaly, Rule, SampleRule, default_rules
+from sandbox.proc import proc_text
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -119,7 +120,7 @@ class _Qemu:
     def cpu_seconds(self) -> float | None:
         """Return the processor time that it has used; None when it has ended."""
         try:
-            fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+            fields = proc_text(Path(f"/proc/{self._pid}/stat")).rpartition(")")[2].split()
         except OSError:
             return None
         return (int(fields[11]) + int(fields[12])) / _TICK if self._is_alive else None

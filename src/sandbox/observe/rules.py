@@ -76,31 +76,39 @@ class RestoreDrift:
 
 @dataclass
 class DeathRate:
-    """Many VMs are lost, or do not come up, of those that ended or came up lately."""
+    """Many VMs are lost, or do not come up, of those that came up, should have, or ended lately; each counts once."""
 
     share: float = 0.2
     least: int = 3
     """So many at least."""
     seconds: float = 60.0
-    _seen: deque[tuple[float, str]] = field(default_factory=deque, init=False)
-    """When, and the name of the lost VM or of its cause; empty for one that did well."""
+    _seen: dict[object, tuple[float, str]] = field(default_factory=dict, init=False)
+    """By VM, when something was last heard of it, and what is said of one that failed; empty for one that does well."""
     _is_told: set[str] = field(default_factory=set, init=False)
 
     def see(self, event: LifeEvent, now: float) -> list[Anomaly]:
         if event.kind is EventKind.VM_START_FAILED:
-            self._seen.append((now, f"a start ({event.fields.get('code')})"))
-        elif event.kind is EventKind.VM_DESTROYED:
-            was_lost = event.fields.get("why") == "lost"
-            self._seen.append((now, f"{event.vm} ({event.fields.get('cause')})" if was_lost else ""))
+            failure = f"a start ({event.fields.get('code')})"
+        elif event.kind is EventKind.VM_DESTROYED and event.fields.get("why") == "lost":
+            failure = f"{event.vm} ({event.fields.get('cause')})"
+        elif event.kind in (EventKind.VM_STARTED, EventKind.VM_DESTROYED):
+            failure = ""
         else:
             return []
-        _forget(self._seen, now - self.seconds)
-        lost = [name for _, name in self._seen if name]
+        self._take(event.vm or object(), now, failure)  # a start that failed has no name
+        lost = [failure for _, failure in self._seen.values() if failure]
         if not _is_news(self._is_told, "", len(lost) >= max(self.least, self.share * len(self._seen))):
             return []
         latest = ", ".join(lost[-self.least :])
         said = f"{len(lost)} of {len(self._seen)} VMs failed within {self.seconds:g} s, the latest: {latest}"
         return [Anomaly("death_rate", said, event.template)]
+
+    def _take(self, vm: object, now: float, failure: str) -> None:
+        """Keep the latest of each VM, the oldest first, as long as it counts."""
+        self._seen.pop(vm, None)
+        self._seen[vm] = (now, failure)
+        while next(iter(self._seen.values()))[0] < now - self.seconds:
+            del self._seen[next(iter(self._seen))]
 
 
 @dataclass

@@ -107,7 +107,10 @@ class StatusFile:
         self._timer, self._last = None, loop.time()
         vms = {name: {field: getattr(vm, field) for field in _FIELDS} for name, vm in self._vms.items()}
         document: dict[str, object] = {"pool": self._pool, "statistics": asdict(self._statistics()), "vms": vms}
-        loop.run_in_executor(None, self._write, path, document)
+        try:
+            loop.run_in_executor(None, self._write, path, document)
+        except RuntimeError as error:  # the host has no thread for it: the next event has it written
+            log.debug("status_not_written", path=str(path), error=str(error))
 
     def _write(self, path: Path, document: dict[str, object]) -> None:
         fresh = path.with_suffix(".new")

@@ -89,7 +89,9 @@ def plan(shelves: Sequence[Census], *, max_size: int, concurrent_starts: int) ->
     for wanted in (_unserved, lambda shelf: shelf.wanted):
         for index, shelf in enumerate(shelves):
             start(index, wanted(shelf) - starts[index])
-    short = sum(max(0, _unserved(shelf) - start) for shelf, start in zip(shelves, starts, strict=True))
+    short = 0
+    for shelf, started in zip(shelves, starts, strict=True):
+        short += int(max(0, min(_unserved(shelf) - started, _allowed(shelf, started))))
     short -= sum(shelf.ending for shelf in shelves) + max(0, room)
     evictions = [0] * len(shelves)
     for index, shelf in enumerate(shelves):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sandbox.config import PoolConfig
-from sandbox.errors import HostResources, SandboxError, afresh
+from sandbox.errors import HostResources, SandboxError
 from sandbox.event import EventKind
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
@@ -144,13 +144,15 @@ class Shelf:
         return None
 
     def enqueue(self, priority: int, lease_ttl: float | None) -> Request:
-        """Put a caller in the queue; raise `PoolBusy` when too many wait, the cause when no VM will come for it."""
-        if self.is_broken and self.last_failure is not None and len(self.queue) >= self._coming:
-            raise afresh(self.last_failure)
+        """Put a caller in the queue; raise `PoolBusy` when too many wait.
+
+        While starts are held back, whoever is too junior for the VMs that there are is refused with the cause.
+        """
         key = seniority(self.now(), priority, self._config.priority_seconds)
         request = Request(key, self.now(), lease_ttl)
         self.queue.put(request)
         self._wake_some()
+        self._refuse_hopeless()
         return request
 
     def evict(self, count: int) -> None:

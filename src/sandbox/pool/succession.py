@@ -10,6 +10,7 @@ import anyio
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, SandboxError, StateError, TemplateError, afresh
 from sandbox.event import EventKind
+from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.canary import try_canary
@@ -130,7 +131,8 @@ class Succession:
     async def _look(self) -> None:
         """Look once, and do what is due; whatever goes wrong is told, and tried again later."""
         try:
-            await self._renew(is_ordered=bool(self._served))
+            with telling_shortage():
+                await self._renew(is_ordered=bool(self._served))
         except (SandboxError, OSError) as error:
             failure = error if isinstance(error, SandboxError) else TemplateError(str(error))
             self._failures += 1

@@ -52,7 +52,7 @@ class Plan:
         steps = [shlex.join(command) for command in self.commands]
         if self.backports is not None:
             lines = " ".join(shlex.quote(line) for line in self.backports.splitlines())
-            steps.insert(0, f"printf '%s\\n' {lines} > {BACKPORTS_FILE}")
+            steps.insert(0, f"umask 022 && printf '%s\\n' {lines} > {BACKPORTS_FILE}")
         return f"sudo sh -c {shlex.quote(' && '.join(steps))}"
 
 
@@ -118,6 +118,7 @@ def install() -> int:
     if todo.backports is not None:
         _say(f"adding {BACKPORTS_FILE}")
         BACKPORTS_FILE.write_text(todo.backports)
+        BACKPORTS_FILE.chmod(0o644)  # whatever the umask is: a build of an image reads it as any user
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     for command in todo.commands:
         done = subprocess.run(

@@ -8,28 +8,33 @@
         with pool.acquire() as vm:
             vm.run("print(6 * 7)").check()
 
-Names and promises are those of the asynchronous classes. Everything runs on one event loop in a thread of its own, so
-it also works where another event loop runs already, as in a notebook; there it blocks that loop while it waits.
-Ctrl-C interrupts a call as a cancellation does, and returns when its VM is cleaned up.
+Names and promises are those of the asynchronous classes, with `close` for `aclose`. Everything runs on one event loop
+in a thread of its own, so it also works where another event loop runs already, as in a notebook; there it blocks that
+loop while it waits. Ctrl-C interrupts a call as a cancellation does, and returns when its VM is cleaned up. Observers
+and `on_output` are called in that thread: a call that waits raises `StateError` there, one that only asks is answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Unpack
 
 from sandbox import oneshot
 from sandbox.config import PoolConfig
+from sandbox.event import Observer
 from sandbox.guest.sandbox import RunOptions
 from sandbox.pool import pool as asynchronous
-from sandbox.pool.statistics import PoolStatistics
+from sandbox.pool.statistics import GenerationStatistics, PoolStatistics
 from sandbox.result import Result
 from sandbox.sync.inside import Context, Execution, Files, Sandbox
+from sandbox.sync.lease import Lease
 from sandbox.sync.portal import portal
 from sandbox.vm import VMSource
 
-__all__ = ["Context", "Execution", "Files", "Sandbox", "VMPool", "run"]
+__all__ = ["Context", "Execution", "Files", "Lease", "Sandbox", "VMPool", "run"]
+
+DEFAULT = asynchronous.DEFAULT
 
 
 def run(
@@ -48,9 +53,21 @@ def run(
 class VMPool:
     """A pool of fresh VMs; see `sandbox.VMPool`."""
 
-    def __init__(self, config: PoolConfig | None = None, *, source: VMSource | None = None) -> None:
+    def __init__(
+        self,
+        config: PoolConfig | None = None,
+        *,
+        source: VMSource | None = None,
+        sources: Mapping[str, VMSource] | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        def make() -> asynchronous.VMPool:
+            return asynchronous.VMPool(config, source=source, sources=sources, observers=observers)
+
         self._portal = portal()
-        self._inner = self._portal.call(_make(config, source))
+        self._inner = self._portal.do(make)
+        self.config = self._inner.config
+        self.id = self._inner.id
 
     def __repr__(self) -> str:
         return repr(self._inner)
@@ -66,12 +83,42 @@ class VMPool:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.close()
+        if self._portal.is_running:
+            self.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._inner.is_closed
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Have `observer` called with every further event, in the event loop's thread; return what ends that."""
+        end = self._portal.do(lambda: self._inner.observe(observer))
+        return lambda: self._portal.do(end)
 
     @contextmanager
-    def acquire(self, timeout: float | None = None) -> Iterator[Sandbox]:
-        with self._portal.enter(self._inner.acquire(timeout)) as vm:
+    def acquire(
+        self,
+        timeout: float | None = None,
+        *,
+        template: str = DEFAULT,
+        priority: int = 0,
+        lease_ttl: float | None = None,
+    ) -> Iterator[Sandbox]:
+        acquiring = self._inner.acquire(timeout, template=template, priority=priority, lease_ttl=lease_ttl)
+        with self._portal.enter(acquiring) as vm:
             yield Sandbox(self._portal, vm)
+
+    def claim(
+        self,
+        timeout: float | None = None,
+        *,
+        template: str = DEFAULT,
+        priority: int = 0,
+        lease_ttl: float | None = None,
+    ) -> Lease:
+        claiming = self._inner.claim(timeout, template=template, priority=priority, lease_ttl=lease_ttl)
+        lease = self._portal.call(claiming, give_back=lambda lease: lease.release_nowait())
+        return Lease(self._portal, lease)
 
     def run(
         self,
@@ -88,9 +135,14 @@ class VMPool:
     def wait_ready(self, size: int | None = None) -> None:
         self._portal.call(self._inner.wait_ready(size))
 
-    def statistics(self) -> PoolStatistics:
-        return self._inner.statistics()
+    def statistics(self, template: str | None = None) -> PoolStatistics:
+        return self._portal.do(lambda: self._inner.statistics(template))
 
+    def generations(self, template: str = DEFAULT) -> list[GenerationStatistics]:
+        return self._portal.do(lambda: self._inner.generations(template))
 
-async def _make(config: PoolConfig | None, source: VMSource | None) -> asynchronous.VMPool:
-    return asynchronous.VMPool(config, source=source)
+    def roll_over(self, template: str = DEFAULT) -> int:
+        return self._portal.call(self._inner.roll_over(template))
+
+    def roll_back(self, template: str = DEFAULT) -> int:
+        return self._portal.call(self._inner.roll_back(template))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
+from sandbox.errors import GuestLost
 from sandbox.guest import context as asynchronous_context
 from sandbox.guest import execution as asynchronous_execution
 from sandbox.guest import files as asynchronous_files
 from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.events import Event, Events, Output, StreamName
 from sandbox.guest.execution import Status
-from sandbox.guest.files import READ_BYTES
+from sandbox.guest.files import LIST_ENTRIES, READ_BYTES
+from sandbox.guest.identity import Receipt
 from sandbox.guest.sandbox import ProgramOptions, RunOptions
 from sandbox.guest.tree import TreeReport
 from sandbox.result import CellResult, Outcome, Result
@@ -34,8 +35,28 @@ class Execution:
         return self._inner.id
 
     @property
+    def pid(self) -> int | None:
+        return self._inner.pid
+
+    @property
+    def vm(self) -> str:
+        return self._inner.vm
+
+    @property
     def status(self) -> Status:
         return self._inner.status
+
+    @property
+    def has_ended(self) -> bool:
+        return self._inner.has_ended
+
+    @property
+    def was_stopped(self) -> bool:
+        return self._inner.was_stopped
+
+    @property
+    def seconds(self) -> float | None:
+        return self._inner.seconds
 
     @property
     def outcome(self) -> Outcome | None:
@@ -44,11 +65,14 @@ class Execution:
     def wait(self) -> Result:
         return self._portal.call(self._inner.wait())
 
+    def wait_over(self) -> None:
+        self._portal.call(self._inner.wait_over())
+
     def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Iteration[Event]:
-        async def follow() -> Events:
+        def follow() -> Events:
             return self._inner.events(stdout_offset=stdout_offset, stderr_offset=stderr_offset)
 
-        return Iteration(self._portal, self._portal.call(follow()))
+        return Iteration(self._portal, self._portal.do(follow))
 
     def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         return self._portal.call(self._inner.read(stream, offset, max_bytes))
@@ -60,22 +84,13 @@ class Execution:
         self._portal.call(self._inner.close_stdin())
 
     def send_signal(self, number: int, *, tree: bool = False) -> None:
-        async def send() -> None:
-            self._inner.send_signal(number, tree=tree)
-
-        self._portal.call(send())
+        self._portal.do(lambda: self._inner.send_signal(number, tree=tree))
 
     def kill(self) -> None:
-        async def kill() -> None:
-            self._inner.kill()
-
-        self._portal.call(kill())
+        self._portal.do(self._inner.kill)
 
     def resize(self, rows: int, columns: int) -> None:
-        async def resize() -> None:
-            self._inner.resize(rows, columns)
-
-        self._portal.call(resize())
+        self._portal.do(lambda: self._inner.resize(rows, columns))
 
 
 class Context:
@@ -90,17 +105,30 @@ class Context:
         return self._inner.id
 
     @property
+    def language(self) -> str:
+        return self._inner.language
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(self._portal, self._inner.execution)
+
+    @property
     def is_alive(self) -> bool:
         return self._inner.is_alive
 
-    def run(self, code: str, *, timeout: float | None = None) -> CellResult:
-        return self._portal.call(self._inner.run(code, timeout=timeout))
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_output: Callable[[StreamName, bytes], None] | None = None,
+        capture_bytes: int | None = None,
+    ) -> CellResult:
+        running = self._inner.run(code, timeout=timeout, on_output=on_output, capture_bytes=capture_bytes)
+        return self._portal.call(running)
 
     def interrupt(self) -> None:
-        async def interrupt() -> None:
-            self._inner.execution.send_signal(signal.SIGINT)
-
-        self._portal.call(interrupt())
+        self._portal.do(self._inner.interrupt)
 
     def close(self) -> None:
         self._portal.call(self._inner.aclose())
@@ -109,7 +137,8 @@ class Context:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.close()
+        if self._portal.is_running:
+            self.close()
 
 
 class Files:
@@ -139,8 +168,8 @@ class Files:
         writing = self._inner.write(path, pieces, mode=mode, append=append, exclusive=exclusive, parents=parents)
         return self._portal.call(writing)
 
-    def append(self, path: str, content: bytes) -> FileStat:
-        return self._portal.call(self._inner.append(path, content))
+    def append(self, path: str, content: bytes | Iterable[bytes]) -> FileStat:
+        return self.write(path, content, append=True)
 
     def stat(self, path: str, *, follow: bool = True) -> FileStat:
         return self._portal.call(self._inner.stat(path, follow=follow))
@@ -148,8 +177,8 @@ class Files:
     def exists(self, path: str) -> bool:
         return self._portal.call(self._inner.exists(path))
 
-    def list(self, path: str = ".") -> list[FileEntry]:
-        return self._portal.call(self._inner.list(path))
+    def list(self, path: str = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
+        return self._portal.call(self._inner.list(path, limit=limit))
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         self._portal.call(self._inner.remove(path, recursive=recursive))
@@ -170,7 +199,11 @@ class Files:
 
 
 class Sandbox:
-    """The inside of one leased VM; see `sandbox.Sandbox`. `on_output` is called from another thread."""
+    """One leased VM; see `sandbox.Sandbox` and `sandbox.VM`.
+
+    `on_output` is called from another thread, which every call of `sandbox.sync` waits for: one that waits raises
+    `StateError` there.
+    """
 
     def __init__(self, portal: Portal, vm: VM) -> None:
         self._portal = portal
@@ -184,13 +217,46 @@ class Sandbox:
         return self._inner.name
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        return self._inner.languages
+
+    @property
+    def pid(self) -> int:
+        return self._inner.pid
+
+    @property
     def is_alive(self) -> bool:
         return self._inner.is_alive
 
+    @property
+    def loss(self) -> GuestLost | None:
+        return self._inner.loss
+
+    @property
+    def receipt(self) -> Receipt | None:
+        return self._inner.receipt
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        return self._inner.timings
+
+    @property
+    def idle_seconds(self) -> float:
+        return self._portal.do(lambda: self._inner.idle_seconds)
+
+    def console(self) -> str:
+        return self._portal.do(self._inner.console)
+
     def run(
-        self, code: str, *, language: str = "python", args: Sequence[str] = (), **options: Unpack[RunOptions]
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        args: Sequence[str] = (),
+        name: str = "",
+        **options: Unpack[RunOptions],
     ) -> Result:
-        return self._portal.call(self._inner.run(code, language=language, args=args, **options))
+        return self._portal.call(self._inner.run(code, language=language, args=args, name=name, **options))
 
     def exec(self, argv: Sequence[str] | str, **options: Unpack[RunOptions]) -> Result:
         return self._portal.call(self._inner.exec(argv, **options))
@@ -215,6 +281,9 @@ class Sandbox:
     def context(self, language: str = "python", **options: Unpack[ProgramOptions]) -> Iterator[Context]:
         with self._portal.enter(self._inner.context(language, **options)) as context:
             yield Context(self._portal, context)
+
+    def open_context(self, language: str = "python", **options: Unpack[ProgramOptions]) -> Context:
+        return Context(self._portal, self._portal.do(lambda: self._inner.open_context(language, **options)))
 
     @property
     def files(self) -> Files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import Enum
@@ -32,12 +32,31 @@ class Portal:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-sync", daemon=True)
         self._thread.start()
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    @property
+    def is_running(self) -> bool:
+        """Whether this process has the thread that runs coroutines: a forked child has not."""
+        return self._thread.is_alive()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is the thread that runs coroutines: a callback's, or that of a hook."""
+        return threading.current_thread() is self._thread
+
+    def call(self, coroutine: Coroutine[Any, Any, T], *, give_back: Callable[[T], object] | None = None) -> T:
         """Run a coroutine to its end and return its result, or raise what it raised.
 
-        Raises `StateError` in a child that was forked: the thread that would run it is its parent's.
+        A result that is there when its caller is interrupted goes to `give_back`. Raises `StateError` in a child that
+        was forked: the thread that would run it is its parent's. And in that thread itself, which cannot wait for what
+        it has to run.
         """
-        if not self._thread.is_alive():
+        if self.is_here:
+            coroutine.close()
+            raise StateError(
+                "a callback or hook made a call of `sandbox.sync` that waits, in the thread that all such calls wait "
+                "for: keep what it was given, and make the call in another thread; to answer a program while it "
+                "runs, start it with `spawn` and iterate over its `events()`"
+            )
+        if not self.is_running:
             coroutine.close()
             raise StateError(
                 "the event loop of `sandbox.sync` does not run in this process, which was forked from one that uses "
@@ -57,12 +76,26 @@ class Portal:
         except BaseException:
             if not done.done():  # Ctrl-C in this thread: the coroutine goes first, with all that it owns
                 self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 - filled by then
-                done.exception()
+            if done.exception() is None and give_back is not None:
+                self._loop.call_soon_threadsafe(give_back, done.result())
             raise
+
+    def do(self, function: Callable[[], T]) -> T:
+        """Run a function that does not wait where coroutines run; at once if that is here, so callbacks may ask."""
+        if self.is_here:
+            return function()
+
+        async def run() -> T:
+            return function()
+
+        return self.call(run())
 
     @contextmanager
     def enter(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-        """Hold an asynchronous context in a task of its own, for the length of a synchronous one."""
+        """Hold an asynchronous context in a task of its own, for the length of a synchronous one.
+
+        One that the garbage collector ends in the portal's own thread is left without waiting for its end.
+        """
         entered: asyncio.Future[T] = self._loop.create_future()
         leave = asyncio.Event()
 
@@ -89,11 +122,13 @@ class Portal:
             leave.set()
             await task
 
-        task, value = self.call(start())
+        task, value = self.call(start(), give_back=lambda _: leave.set())
         try:
             yield value
         finally:
-            if self._thread.is_alive():  # else this is a forked child's copy of its parent's context
+            if self.is_here:
+                leave.set()
+            elif self.is_running:  # else this is a forked child's copy of its parent's context
                 self.call(finish())
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from sandbox.errors import TemplateError
-from sandbox.hypervisor.inherited import Descriptor
+from sandbox.inherited import Descriptor
 from sandbox.paths import make_directory
 from sandbox.template.manifest import MANIFEST
 

@@ -1,10 +1,11 @@
-"""Remove templates that nothing can use any more."""
+"""Remove templates that nothing can use any more, and the images that only they needed."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from sandbox.image.store import ImageStore, Pruned
 from sandbox.template.hold import is_being_baked, unless_baked
 from sandbox.template.manifest import MANIFEST
 from sandbox.template.store import TemplateStore
@@ -26,6 +27,25 @@ def prune_templates(templates: Path, images: set[str]) -> list[str]:
         shutil.rmtree(path, ignore_errors=True)
         removed.append(path.name)
     return removed
+
+
+def prune_images(images: ImageStore, templates: Path) -> tuple[Pruned, list[str]]:
+    """Remove the templates of images without a name, then the images that have neither a name nor a template.
+
+    Templates that a process uses, and those chosen by hand, stay with their images: every restore opens them. While
+    somebody bakes, all images stay, because a template tells its image only when it is done.
+    Return what was removed of images, and the names of the templates that were removed.
+    """
+    store, removed = TemplateStore(templates), []
+
+    def in_use(named: set[str]) -> set[str]:
+        chosen = {stored.manifest.requirement.image for stored in store.chosen()}
+        present = {image.digest for image in images.ls()}
+        somebody_bakes = any(is_being_baked(lock) for lock in templates.glob("*.lock"))
+        removed.extend(prune_templates(templates, (named | chosen) & present))
+        return present if somebody_bakes else {stored.manifest.requirement.image for stored in store.ls()}
+
+    return images.prune(in_use), removed
 
 
 def left_over(templates: Path) -> list[Path]:

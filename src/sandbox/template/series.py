@@ -18,6 +18,7 @@ from sandbox.hypervisor.spec import MachineSpec
 from sandbox.image.build import image_of
 from sandbox.image.recipe import is_recipe
 from sandbox.image.store import Image, ImageStore
+from sandbox.image.wanted import while_wanted
 from sandbox.log import log
 from sandbox.template.bake import bake, publish, unpublished
 from sandbox.template.drift import Drift, Sight, drift_of
@@ -70,7 +71,7 @@ class Series:
     @classmethod
     async def of(cls, config: TemplateConfig, host_config: HostConfig, make: Make) -> Series:
         """Return the series of a configuration; build its image first where it is missing or stale."""
-        image = await run_sync(image_of, config.image, ImageStore(host_config.paths.images), log.progress)
+        image = await while_wanted(image_of, config.image, ImageStore(host_config.paths.images), log.progress)
         host = await Hypervisor.connect(host_config)
         return await run_sync(cls, host, image, config, host_config, make)
 

@@ -118,6 +118,11 @@ class TemplateStore:
         log.warning("template_pin_ignored", series=series, template=name, reason="it is not there any more")
         return None
 
+    def chosen(self) -> list[Stored]:
+        """Return the generations of all series that were chosen by hand and are there."""
+        series = sorted({stored.manifest.series for stored in self.ls()})
+        return [stored for name in series if (stored := self.pinned(name)) is not None]
+
     def discard(self, directory: Path) -> bool:
         """Remove one template unless a process holds it; return whether it is gone. Clones keep what they map."""
         with removing(directory) as is_free:

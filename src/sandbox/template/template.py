@@ -17,6 +17,7 @@ from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import StartError, StateError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
+from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
 from sandbox.template.drift import Drift
 from sandbox.template.hold import Hold
@@ -72,9 +73,9 @@ class Template:
         However many processes ask at once, one of them builds. A template whose files or whose environment differ
         from its manifest is never used: it is baked anew.
         """
-        with stage("open libvirt, find the image"):
+        with telling_shortage(), stage("open libvirt, find the image"):
             series = await Series.of(config or TemplateConfig(), host_config or HostConfig(), cls)
-        with stage("verify the template"):
+        with telling_shortage(), stage("verify the template"):
             return await series.ensure()
 
     @property

@@ -1,0 +1,36 @@
+"""What an application sees of the library's events."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_SAY = """
+import logging
+{configure}
+from sandbox.log import log
+log.debug("quiet")
+log.info("quiet")
+log.progress("quiet")
+log.warning("told", of="a\\nb")
+log.error("told", of=1)
+"""
+_LINES = ["event='told' of='a\\nb'", "event='told' of=1"]
+
+
+@pytest.mark.parametrize(
+    ("configure", "lines"),
+    [
+        ("", _LINES),
+        ("logging.basicConfig(format='mine: %(message)s')", [f"mine: {line}" for line in _LINES]),
+        ("logging.getLogger('sandbox').addHandler(logging.NullHandler())", []),
+    ],
+    ids=["does nothing", "configures logging", "wants none"],
+)
+def test_warnings_are_seen_and_nothing_else(configure: str, lines: list[str]) -> None:
+    """An application that does nothing sees warnings, one line each; one that configures logging has them its way."""
+    command = [sys.executable, "-c", _SAY.format(configure=configure)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr.splitlines()) == ("", lines)
