@@ -60,7 +60,7 @@ class Agent:
                 self.reap()
             self.channel.flush()
             while self.paused and not self.channel.is_full:
-                self.paused.pop().watch(True)
+                self.paused.pop().resume()
 
     def meet(self):
         """Wait for HELLO and nothing else, and answer it by the shortest way.
@@ -116,7 +116,11 @@ class Agent:
 
     def start(self, ident, payload):
         """Have the spare serve a request, if it can, or a new execution."""
-        request = wire.decode_json(payload)
+        try:
+            request = wire.decode_json(payload)
+        except wire.FrameError as error:
+            self._load().Execution(self).refuse(ident, f"the request cannot be read: {error}")
+            return
         is_alone, self._spare_is_alone = self._spare_is_alone and not cgroup.is_left_over(), False
         if self.spare is None or not self.spare.take(ident, payload, request, is_alone):
             self._load().Execution(self).start(ident, request)

@@ -10,6 +10,7 @@ PIDS_MAX = 1024
 PIDS_EACH = 768  # so that one fork bomb leaves the other executions something
 
 _PERIOD = 100_000
+_CPUS_MAX = 1_000_000  # more than there are, and less than the kernel refuses
 _SIGKILL = 9
 
 _left_over = []
@@ -45,7 +46,7 @@ class Group:
         if limits.get("processes"):
             _write(f"{self._path}/pids.max", str(limits["processes"]))
         if limits.get("cpus"):
-            _write(f"{self._path}/cpu.max", f"{max(1000, int(limits['cpus'] * _PERIOD))} {_PERIOD}")
+            _write(f"{self._path}/cpu.max", f"{max(1000, int(min(limits['cpus'], _CPUS_MAX) * _PERIOD))} {_PERIOD}")
 
     def adopt(self, pid):
         """Take a child in that is to enter by itself, too, before it runs anything of the user's."""

@@ -153,7 +153,7 @@ class Become(Unwind):
         if limits.get("cpu_seconds"):
             seconds = max(1, math.ceil(limits["cpu_seconds"]))
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        if limits.get("file_bytes"):
+        if limits.get("file_bytes") is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
 
     def _dress(self, user, *, has_terminal=False):
@@ -187,8 +187,6 @@ class Become(Unwind):
             self._dress(user, has_terminal=bool(request.get("pty")))
         if request.get("env"):
             os.environ.update(request["env"])
-        if request.get("limits"):
-            self._limit(request["limits"])
         operation = request["op"]
         path = data = None
         if "code" in request:
@@ -196,6 +194,8 @@ class Become(Unwind):
             path = script.place(script.make_room() if self._room is None else self._room, request["name"], data)
         elif self._room is not None:
             os.close(self._room)
+        if request.get("limits"):  # only now: the script is a file, too
+            self._limit(request["limits"])
         if not is_prepared:
             os.setgroups(groups)
             os.setgid(user.pw_gid)

@@ -76,8 +76,7 @@ class Execution:
         try:
             self._body = Body(request)
         except OSError as error:
-            self.id = ident
-            self._refuse(f"sandbox: cannot start a process in the guest: {error.strerror}\n")
+            self.refuse(ident, f"cannot start a process in the guest: {error.strerror}")
             return
         self._adopt()
         self._take_ends(_STDIO + _CONTROL)
@@ -126,20 +125,23 @@ class Execution:
             self.kill(wire.decode_json(frame.payload))
 
     def kill(self, request):
-        """Send a signal to the child's process group, or to every process in the control group."""
+        """Send a signal to the child's process group, or to every process in the control group.
+
+        A number that is no signal reaches nobody.
+        """
         number = int(request.get("signal", 9))
         if request.get("tree"):
             try:
                 self._body.group.signal(number)
                 return
-            except OSError:  # root in the guest has removed or hidden the group: what is left is the child's own
+            except (OSError, OverflowError):  # root in the guest has removed or hidden it: left is the child's own
                 pass
         for send in (os.killpg, os.kill):  # the child may not lead a process group yet
             if self._status is None:
                 try:
                     send(self.pid, number)
                     return
-                except ProcessLookupError:
+                except (OSError, OverflowError):
                     pass
 
     def exited(self, status, usage):
@@ -202,10 +204,11 @@ class Execution:
             end += f',"stamps":{_json(stamps)}'
         self._end(end)
 
-    def _refuse(self, message):
+    def refuse(self, ident, why):
         """No process came to be: say so on the execution's standard error."""
-        self.agent.executions[self.id] = self
-        self.agent.send(Kind.ERR, self.id, message.encode())
+        self.id = ident
+        self.agent.executions[ident] = self
+        self.agent.send(Kind.ERR, ident, f"sandbox: {why}\n".encode())
         self._end(_begin_of_end(126, None))
 
     def _end(self, end):

@@ -43,6 +43,10 @@ class Outlet:
 
     def grant(self, count):
         self._credit += count
+        self.resume()
+
+    def resume(self):
+        """Go on where credit or room was missing: at an end there may be nothing to read, and so no event."""
         self.watch(True)
         if self.left:
             self.move()
@@ -143,7 +147,9 @@ class Inlet:
                 character = termios.tcgetattr(self._fd)[6][termios.VEOF]
             except OSError:  # nobody reads from it any more
                 return
-            self.put(character * (2 if self._is_in_line else 1))
+            characters = character * (2 if self._is_in_line else 1)
+            self._owed -= len(characters)  # they are ours: the host has spent no credit on them
+            self.put(characters)
             self._is_in_line = False
         else:
             self._ends = True

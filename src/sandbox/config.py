@@ -110,22 +110,22 @@ class TemplateConfig(_Frozen):
 class Limits(_Frozen):
     """What one execution may take, beside what the VM has. None leaves it to the VM's own bounds."""
 
-    memory_bytes: int | None = Field(default=None, ge=1024 * 1024)
+    memory_bytes: int | None = Field(default=None, ge=1024 * 1024, le=2**63 - 1)
     """Memory of the whole process tree, files in memory included. Beyond it the tree's largest process is killed."""
 
-    processes: int | None = Field(default=None, ge=1)
+    processes: int | None = Field(default=None, ge=1, le=4 * 1024 * 1024)
     """Processes and threads of the whole tree."""
 
     open_files: int | None = Field(default=None, ge=3, le=65536)
     """Open file descriptors of each process."""
 
-    file_bytes: int | None = Field(default=None, ge=0)
+    file_bytes: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """Size of each file that is written. The disk as a whole is bounded by the VM's memory."""
 
-    cpus: float | None = Field(default=None, gt=0)
+    cpus: float | None = Field(default=None, gt=0, le=1024, allow_inf_nan=False)
     """Processors' worth of time that the tree gets, such as 0.5."""
 
-    cpu_seconds: float | None = Field(default=None, gt=0)
+    cpu_seconds: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
     """Processor time of each process; rounded up to whole seconds."""
 
     output_bytes: int | None = Field(default=None, ge=0)

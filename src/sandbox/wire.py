@@ -139,10 +139,13 @@ def encode_header(kind: Kind, epoch: int, ident: int, length: int) -> bytes:
 
 
 def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) -> bytes:
-    """Return the bytes of one frame whose payload is a JSON object."""
+    """Return the bytes of one frame whose payload is a JSON object.
+
+    Raise `ValueError` for NaN and the infinities, which JSON has not.
+    """
     import json  # noqa: PLC0415 - as late as possible: a guest that boots has no use for it yet
 
-    return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":")).encode())
+    return encode(kind, epoch, ident, json.dumps(message, separators=(",", ":"), allow_nan=False).encode())
 
 
 def window(stream: Kind, count: int) -> bytes:

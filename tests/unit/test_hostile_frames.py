@@ -19,7 +19,7 @@ import pytest
 from sandbox.errors import ProtocolError
 from sandbox.guest.request import Request
 from sandbox.guest.server import Server, ServerGone
-from sandbox.message import Tag
+from sandbox.message import DATA_BYTES, HEADER_BYTES, Tag
 from sandbox.message import encode as encode_message
 from sandbox.result import Outcome
 from sandbox.wire import (
@@ -199,6 +199,36 @@ async def test_flood_of_empty_messages_is_bounded() -> None:
     assert isinstance(channel.client.lost, ProtocolError)
     assert sent <= 2 * WINDOW_BYTES
     assert len(server._messages) <= 2 * WINDOW_BYTES // 5
+
+
+async def test_server_that_is_ended_may_say_the_rest_and_nothing_is_kept_of_it() -> None:
+    """It can end only when it got rid of what it had begun to say; nobody receives that any more."""
+    channel = Channel()
+    server = Server(channel.client, Request("files", {}, is_server=True))
+    intake = server.execution._intake
+    said = encode_message(Tag.DATA, bytes(DATA_BYTES)) * 100
+    start = 0
+
+    def say() -> bool:
+        nonlocal start
+        credit = intake._granted[Kind.ANSWER] + WINDOW_BYTES - intake._received[Kind.ANSWER]
+        piece = said[start : start + min(CHUNK_BYTES, credit)]
+        start += len(piece)
+        if piece:
+            channel.say(encode(Kind.ANSWER, 0, 1, piece))
+        return bool(piece)
+
+    while say():
+        pass
+    assert start < len(said), "a server that nobody listens to has to wait"
+    kept = server._queued
+    server.close()
+    assert channel.heard[-2:] == [Kind.KILL, Kind.WINDOW_OUT]
+    while say():
+        pass
+    assert start == len(said)
+    assert (server._queued, sum(HEADER_BYTES + len(body) for _, body in server._messages)) == (kept, kept)
+    channel.release()
 
 
 async def test_server_that_breaks_its_protocol_harms_only_its_caller() -> None:

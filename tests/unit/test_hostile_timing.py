@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sandbox.certificate import Cause
 from sandbox.errors import GuestLost
 from sandbox.guest.context import INTERRUPT_SECONDS
 from sandbox.guest.execution import KILL_SECONDS, Execution
@@ -95,6 +96,29 @@ def test_half_an_answer_ends_by_the_deadline() -> None:
             assert result.outcome is Outcome.TIMED_OUT
             assert not result.context_alive
             assert loop.time() - begun == pytest.approx(1.0 + INTERRUPT_SECONDS + KILL_SECONDS)
+
+    in_virtual_time(main())
+
+
+@pytest.mark.parametrize("end", ["timeout", "cancel"])
+def test_code_that_the_guest_does_not_take_ends_for_the_reason_it_ends_for(end: str) -> None:
+    """Whose code is still being sent when the time is up has timed out; whose call is cancelled was cancelled."""
+    code = "x = 1\n" * 70_000
+
+    async def main() -> None:
+        channel, loop = Channel(), asyncio.get_running_loop()
+        context, begun = Sandbox(channel.client).open_context(), loop.time()
+        if end == "timeout":
+            result = await context.run(code, timeout=1.0)
+            assert (result.outcome, result.context_alive) == (Outcome.TIMED_OUT, False)
+            assert loop.time() - begun == pytest.approx(1.0 + KILL_SECONDS)
+        else:
+            with anyio.move_on_after(1.0):
+                await context.run(code)
+            await context.execution.wait_over()
+        expected = Cause.DEADLINE if end == "timeout" else Cause.CANCELLED
+        assert context.execution.account()["cause"] == expected.value
+        assert channel.heard.count(Kind.KILL) == 1
 
     in_virtual_time(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 
 import pytest
@@ -114,6 +115,13 @@ def test_object_of_distinct_fields_is_taken(payload: bytes) -> None:
     """Nothing of it is lost, and it is made anew each time."""
     assert decode_json(payload) == json.loads(payload)
     assert decode_json(encode_json(Kind.START, 1, 2, json.loads(payload))[HEADER_BYTES:]) == json.loads(payload)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_numbers_that_json_has_not_are_never_sent(number: float) -> None:
+    """The other end would refuse the whole frame."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_json(Kind.START, 1, 2, {"a": [number]})
 
 
 def test_bytes_of_whole_frames_are_not_kept() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
 
+from sandbox.config import Limits
 from sandbox.errors import ConfigError, GuestFileError, GuestLost
 from sandbox.guest.events import StreamName
 from sandbox.result import Outcome
@@ -308,3 +310,18 @@ async def test_a_program_meets_the_account_as_it_is_now(vm: VM, how: str) -> Non
             while not await vm.files.exists("/tmp/done"):  # noqa: ASYNC110 - what root does is no event of ours
                 await anyio.sleep(0.02)
     assert (await vm.run("import os; print(os.environ['HOME'], os.environ['SHELL'])")).text == "/tmp /bin/sh\n"
+
+
+async def test_limit_of_files_counts_the_programs_own_only(vm: VM) -> None:
+    """Not even one byte may be written: the script itself is there all the same, and its output is no file."""
+    result = await vm.run("print(1)\nopen('a file', 'wb', 0).write(b'x')", limits=Limits(file_bytes=0))
+    assert (result.exit_code, result.stdout) == (1, b"1\n")
+    assert b"Errno 27" in result.stderr
+
+
+@pytest.mark.parametrize("size", [(24.5, 80), (24, True)])
+async def test_terminal_of_no_size_is_refused(vm: VM, size: Any) -> None:
+    """Before the guest hears of it."""
+    with pytest.raises(ConfigError, match="a terminal of"):
+        await vm.exec(["true"], pty=size)
+    (await vm.exec(["true"])).check()

@@ -9,8 +9,10 @@ import anyio
 import pytest
 
 from sandbox.errors import ConfigError, GuestFileError
-from sandbox.guest import fileserver
+from sandbox.guest import execution, fileserver
+from sandbox.result import Outcome
 from sandbox.vm import VM
+from sandbox.wire import WINDOW_BYTES, Kind
 
 MIB = 1024 * 1024
 NAMES = ["with space", "new\nline", "tab\tand 'quotes' \"too\"", "üñí\U0001f600", "bad\udcff\udc80bytes"]
@@ -212,3 +214,20 @@ async def test_a_file_server_that_was_stopped_keeps_nobody_waiting(vm: VM, monke
             await call()
         assert late.value.errno == errno.ETIMEDOUT
     assert (await vm.files.stat("data")).size == MIB
+
+
+async def test_leaving_a_file_in_its_middle_ends_only_its_server(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server still had to say is taken in, so that its end is told and the VM lives on."""
+    monkeypatch.setattr(execution, "RETIRE_SECONDS", 3.0)
+    await vm.files.write("data", bytes(4 * MIB))
+    content = vm.files.stream("data")
+    await anext(content)
+    (server,) = vm._client.executions.all_running()
+    intake = server._intake
+    with anyio.fail_after(20):
+        while intake._received[Kind.ANSWER] < intake._granted[Kind.ANSWER] + WINDOW_BYTES:  # noqa: ASYNC110 - as said
+            await anyio.sleep(0.01)
+    await content.aclose()
+    result = await server.wait()
+    assert (result.outcome, result.signal) == (Outcome.SIGNALED, 9)
+    assert (await vm.files.stat("data")).size == 4 * MIB

@@ -10,10 +10,13 @@ import anyio
 import pytest
 
 from sandbox.certificate import Cause
+from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
+from sandbox.guest import client
 from sandbox.guest.execution import Status
 from sandbox.result import Outcome
 from sandbox.vm import VM
+from sandbox.wire import Kind, encode
 from tests.waiting import until_written
 
 MIB = 1024 * 1024
@@ -48,7 +51,10 @@ async def test_input_has_back_pressure_and_an_end(vm: VM) -> None:
     execution = await vm.spawn("read -n 1 go; sha256sum | cut -c 1-64", stdin=None, timeout=60)
     with anyio.fail_after(20):
         await execution.write(b"x" + b"y" * MIB)
-    stopped = await vm.spawn("kill -STOP $$; wc -c", stdin=None, timeout=60)
+    stopped = await vm.spawn("echo up; kill -STOP $$; wc -c", stdin=None, timeout=60)
+    await until_written(stopped, 3)
+    is_stopped = f"grep -q '^State:.T' /proc/{stopped.pid}/status"
+    (await vm.exec(f"until {is_stopped}; do sleep 0.05; done", timeout=30)).check()
     written = 0
     with anyio.move_on_after(0.5) as waiting:
         for _ in range(64):
@@ -58,7 +64,7 @@ async def test_input_has_back_pressure_and_an_end(vm: VM) -> None:
     assert written <= 512 * 1024
     stopped.send_signal(signal.SIGCONT)
     await stopped.close_stdin()
-    count = int((await stopped.wait()).text)
+    count = int((await stopped.wait()).text.split()[-1])
     assert written <= count <= written + 65536
     await execution.close_stdin()
     await execution.close_stdin()
@@ -178,3 +184,29 @@ async def test_a_signal_at_once_reaches_a_program_that_has_hardly_begun(
         with anyio.fail_after(20):
             result = await execution.wait()
         assert result.signal == number
+
+
+@pytest.mark.parametrize("tree", [True, False])
+async def test_a_number_that_is_no_signal_ends_nothing(vm: VM, tree: bool) -> None:
+    """The caller is told; a guest that hears of one all the same sends nothing and goes on."""
+    execution = await vm.spawn(["sleep", "600"])
+    for number in (-1, 0, signal.SIGRTMAX + 1, 2**40):
+        with pytest.raises(ConfigError, match=f"{number} is no signal; give a number from 1 to 64"):
+            execution.send_signal(number, tree=tree)
+        execution._send_json(Kind.KILL, {"signal": number, "tree": tree})
+    assert (await vm.run("print(1)", timeout=30)).text == "1\n"
+    execution.send_signal(signal.SIGRTMAX, tree=tree)
+    assert (await execution.wait()).signal == signal.SIGRTMAX
+
+
+async def test_a_request_that_the_guest_cannot_read_ends_only_itself(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as a program that cannot be started; those beside it go on."""
+    beside = await vm.spawn("read line; echo $line", stdin=None, timeout=60)
+    with monkeypatch.context() as spoiling:
+        spoiling.setattr(client, "encode_json", lambda kind, epoch, ident, _: encode(kind, epoch, ident, b'{"op":NaN}'))
+        refused = await vm.exec(["true"])
+    assert refused.exit_code == 126
+    assert refused.stderr.startswith(b"sandbox: the request cannot be read: ")
+    assert (await vm.exec("echo $0", limits=Limits.model_construct(cpus=1e305), timeout=30)).text == "bash\n"
+    await beside.write(b"still here\n")
+    assert (await beside.wait()).text == "still here\n"

@@ -41,3 +41,12 @@ async def test_standard_input_on_a_terminal_ends(vm: VM, given: bytes) -> None:
             await other.write(given.replace(b"\x04", b"\x01"))
             await other.close_stdin()
     assert re.findall(r"\d+", (await other.wait()).text)[-1] == count
+
+
+@pytest.mark.parametrize("given", [b"x\n" * 32767 + b"\n", b"x\n" * 32766 + b"xx"])
+async def test_the_end_of_input_is_no_input_of_the_hosts(vm: VM, given: bytes) -> None:
+    """The characters that end it come from the agent: credit for them would be more than the host has spent."""
+    result = await vm.exec(["cat"], stdin=given, pty=(24, 80), timeout=60)
+    assert result.ok, result.certificate
+    assert result.stdout.count(b"x") == 2 * given.count(b"x"), "each once as echo, once from the program"
+    assert (await vm.exec("true", timeout=30)).ok

@@ -49,6 +49,7 @@ class Context:
         self._busy_with = 0
         self._is_up = is_up_at_once(language)
         self._is_sending = False
+        self._is_cut = False
         self._is_interrupted = False
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -133,13 +134,12 @@ class Context:
         return result
 
     async def _ask(self, request: bytes) -> None:
-        """Send a request; if only a part of it can be sent, the interpreter is of no further use."""
+        """Send a request; if only a part of it may have been sent, note that the interpreter is of no further use."""
         self._is_sending = True
         try:
             await self.execution.send_input(Kind.ASK, request)
         except BaseException:
-            if len(request) > _SENT_AT_ONCE:
-                self.execution.stop(Cause.CANCELLED, "a cell was cancelled while its code was being sent")
+            self._is_cut = len(request) > _SENT_AT_ONCE
             raise
         finally:
             self._is_sending = False
@@ -182,6 +182,9 @@ class Context:
         self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
 
     def _interrupt_or_kill(self, cause: Cause, why: str) -> None:
+        if self._is_cut:
+            self.execution.stop(cause, f"{why}; its code was still being sent")
+            return
         self.interrupt()
         if self._deadline is None and self.is_alive:
             loop = asyncio.get_running_loop()

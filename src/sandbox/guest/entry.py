@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""As large as the kernel has them, so that none fills the host's memory."""
 FileType = Literal["file", "directory", "symlink", "fifo", "socket", "device", "other"]
 
 
@@ -15,15 +17,21 @@ class FileStat(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: FileType
-    size: int
-    mode: int
+    size: Number
+    mode: Number
     """Permission bits."""
     mtime: float
     """Seconds since 1970, by the guest's clock."""
-    uid: int
-    gid: int
+    uid: Number
+    gid: Number
     target: str | None = None
     """Where a symbolic link points to."""
+
+    @model_validator(mode="after")
+    def _only_links_point(self) -> FileStat:
+        if self.target is not None and self.type != "symlink":
+            raise ValueError(f"a {self.type} points to something, which only symbolic links do")
+        return self
 
 
 class FileEntry(FileStat):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 
 from sandbox.result import Result
-from sandbox.wire import Kind
+from sandbox.wire import WINDOW_BYTES, Kind
 
 if TYPE_CHECKING:
     from sandbox.guest.execution import Execution
@@ -54,7 +54,8 @@ class Events:
     """Gives what an execution has written and writes, then how it ended.
 
     Between the streams the order of arrival is kept, except for what was written before the iteration began: that
-    comes stream by stream. While somebody iterates slowly, the program is slowed down rather than anything lost.
+    comes stream by stream. While somebody iterates slowly, the program is slowed down rather than anything lost; one
+    that is being killed is slowed down no longer, and what comes then is read as if it had been written before.
     When the task that iterates is cancelled, the program is slowed down no longer; an iteration that is taken up
     again goes on where it stopped.
     """
@@ -86,6 +87,13 @@ class Events:
 
     def feed(self, kind: Kind, offset: int, data: bytes) -> None:
         self._arrived.append((kind, offset, data))
+        if (end := offset + len(data)) - self._taken[kind] > WINDOW_BYTES:  # only where there is credit for all
+            self._leave_to_record(kind, end)
+
+    def _leave_to_record(self, kind: Kind, end: int) -> None:
+        """Keep nothing of a stream up to `end`: it is read from the record, as far as that has it."""
+        self._arrived = deque(piece for piece in self._arrived if piece[0] is not kind)
+        self._taken[kind] = self._backlog[kind] = end
 
     def wake(self) -> None:
         self._news.set()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sandbox.certificate import Cause
-from sandbox.errors import GuestLost, StateError, afresh
+from sandbox.errors import ConfigError, GuestLost, StateError, afresh
 from sandbox.guest.deadlines import Deadlines
-from sandbox.guest.ending import LOST, End
+from sandbox.guest.ending import LOST, SIGNAL_MAX, End
 from sandbox.guest.events import KINDS, Events, Output, StreamName
 from sandbox.guest.inputs import Inputs
 from sandbox.guest.intake import AnswerSink, Follower, Intake
@@ -186,7 +186,12 @@ class Execution:
         await self._client.drained()
 
     def send_signal(self, number: int, *, tree: bool = False) -> None:
-        """Send a signal to the program's process group, or to every process that came from it."""
+        """Send a signal to the program's process group, or to every process that came from it.
+
+        Raises `ConfigError` for a number that no signal has.
+        """
+        if not 1 <= number <= SIGNAL_MAX:
+            raise ConfigError(f"{number} is no signal; give a number from 1 to {SIGNAL_MAX}")
         self._send_json(Kind.KILL, {"signal": int(number), "tree": tree})
 
     def kill(self) -> None:

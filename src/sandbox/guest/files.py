@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from anyio.lowlevel import checkpoint
 
 from sandbox.errors import ConfigError, GuestFileError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.entry import Change, FileEntry, FileStat
-from sandbox.guest.fileserver import Content, FileServers, answer, check_path, checked, piece, send_content, why_gone
+from sandbox.guest.fileserver import (
+    Content,
+    FileServers,
+    answer,
+    check_path,
+    checked,
+    patience,
+    piece,
+    send_content,
+    why_gone,
+)
 from sandbox.guest.server import Server, ServerGone
 
 READ_BYTES = 256 * 1024 * 1024
 LIST_ENTRIES = 100_000
+LIST_CHARACTERS = 32 * 1024 * 1024
+"""The names in a directory and the targets of its links may have so many in all: enough for the longest names."""
 _NAME_CHARACTERS = 255
 _PATH_CHARACTERS = 4096
 _PERMISSIONS = 0o7777
 _OFFSETS = 1 << 63
+_AT_A_STRETCH = 256
+"""After so many pieces that were there already, others have their turn in the event loop."""
 
 
 class Files:
@@ -74,7 +91,7 @@ class Files:
         request = {"op": "write", "path": path, "append": append, "exclusive": exclusive, "parents": parents}
         lend = self.servers.lend_briefly if isinstance(content, bytes) else self.servers.lend
         async with lend(path) as server:
-            await server.ask({**request, "mode": mode})
+            await ask(server, {**request, "mode": mode})
             await send_content(server, content)
             return checked(server, FileStat, [(await answer(server, path)).get("stat")])[0]
 
@@ -85,43 +102,56 @@ class Files:
     async def stat(self, path: str, *, follow: bool = True) -> FileStat:
         """Return type, size, mode, owner and time; with `follow=False` of a symbolic link itself."""
         async with self.servers.lend_briefly(path) as server:
-            await server.ask({"op": "stat", "path": path, "follow": follow})
+            await ask(server, {"op": "stat", "path": path, "follow": follow})
             return checked(server, FileStat, [(await answer(server, path)).get("stat")])[0]
 
     async def exists(self, path: str) -> bool:
         """Return whether something is there. A link that points nowhere is not."""
-        return bool((await self.servers.call(path, {"op": "exists"})).get("exists"))
+        return bool((await self._call(path, {"op": "exists"})).get("exists"))
 
     async def list(self, path: str = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
-        """Return what is in a directory, in no order; links are not followed. Refuse with `EFBIG` beyond `limit`."""
+        """Return what is in a directory, in no order; links are not followed.
+
+        Refuse with `EFBIG` beyond `limit` entries, or when names and links have more than `LIST_CHARACTERS` in all.
+        """
         entries: list[FileEntry] = []
+        characters, was_empty = 0, False
         async with self.servers.lend_briefly(path) as server:
-            await server.ask({"op": "list", "path": path})
+            await ask(server, {"op": "list", "path": path})
             while (found := (await answer(server, path, is_last=False)).get("entries")) is not None:
-                entries += _entries(server, found)
+                more = _entries(server, found)
+                if was_empty and not more:
+                    raise server.nonsense("no entries, again and again")
+                was_empty = not more
+                entries += more
                 if len(entries) > limit:
                     raise GuestFileError(errno.EFBIG, f"the directory has more than {limit} entries", path)
+                characters += sum(len(entry.name) + len(entry.target or "") for entry in more)
+                if characters > LIST_CHARACTERS:
+                    said = f"names and links in the directory have more than {LIST_CHARACTERS} characters"
+                    raise GuestFileError(errno.EFBIG, said, path)
+                await checkpoint()
             server.is_idle = True
         return entries
 
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, an empty directory, or with `recursive` a whole tree."""
-        await self.servers.call(path, {"op": "remove", "recursive": recursive})
+        await self._call(path, {"op": "remove", "recursive": recursive})
 
     async def move(self, path: str, target: str, *, replace: bool = True) -> None:
         """Rename within one file system; without `replace`, refuse with `EEXIST` if the target exists."""
         check_path(target)
-        await self.servers.call(path, {"op": "move", "target": target, "replace": replace})
+        await self._call(path, {"op": "move", "target": target, "replace": replace})
 
     async def mkdir(self, path: str, *, parents: bool = False, mode: int | None = None) -> None:
         """Make a directory; with `parents` also those above, and no complaint if it exists."""
         _check_mode(mode)
-        await self.servers.call(path, {"op": "mkdir", "parents": parents, "mode": mode})
+        await self._call(path, {"op": "mkdir", "parents": parents, "mode": mode})
 
     async def chmod(self, path: str, mode: int) -> None:
         """Set the permission bits."""
         _check_mode(mode)
-        await self.servers.call(path, {"op": "chmod", "mode": mode})
+        await self._call(path, {"op": "chmod", "mode": mode})
 
     @asynccontextmanager
     async def watch(self, path: str = ".", *, recursive: bool = False) -> AsyncIterator[AsyncIterator[Change]]:
@@ -134,7 +164,7 @@ class Files:
         server = self.servers.start("watch")
         try:
             try:
-                await server.ask({"path": path, "recursive": recursive})
+                await ask(server, {"path": path, "recursive": recursive})
                 await answer(server, path)
             except ServerGone:
                 raise await why_gone(server, path) from None
@@ -142,15 +172,39 @@ class Files:
         finally:
             server.close()
 
+    async def _call(self, path: str, request: Mapping[str, object]) -> dict[str, Any]:
+        """Return the answer to a request that has one."""
+        async with self.servers.lend_briefly(path) as server:
+            await ask(server, {**request, "path": path})
+            return await answer(server, path)
+
+
+async def ask(server: Server, fields: Mapping[str, object]) -> None:
+    """Send a request; raise `ServerGone` if the guest has no room for it for too long."""
+    with patience(server):
+        await server.ask(fields)
+
+
+async def next_piece(server: Server, path: str) -> bytes | None:
+    """Return the next piece of content, which has at least a byte, or None at its end."""
+    data = await piece(server, path)
+    if data == b"":
+        raise server.nonsense("an empty piece of content")
+    return data
+
 
 async def _content(server: Server, path: str, offset: int, limit: int | None) -> AsyncGenerator[bytes, None]:
     if not 0 <= offset < _OFFSETS:
         raise ConfigError(f"offset is {offset}; give 0 or more")
     request = {"op": "read", "path": path, "offset": offset}
-    await server.ask(request if limit is None else {**request, "limit": limit})
+    await ask(server, request if limit is None else {**request, "limit": limit})
     await answer(server, path, is_last=False)
-    while (data := await piece(server, path)) is not None:
+    taken = 0
+    while (data := await next_piece(server, path)) is not None:
         yield data
+        taken += 1
+        if taken % _AT_A_STRETCH == 0:
+            await checkpoint()
     await answer(server, path)
 
 
@@ -169,6 +223,7 @@ async def _changes(server: Server, path: str) -> AsyncIterator[Change]:
             raise await why_gone(server, path) from None
         for change in changes:
             yield change
+        await checkpoint()
 
 
 def _check_mode(mode: int | None) -> None:

@@ -67,16 +67,10 @@ class FileServers:
         async with self._turns, self.lend(path) as server:
             yield server
 
-    async def call(self, path: str, request: Mapping[str, object]) -> dict[str, Any]:
-        """Return the answer to a request that has one."""
-        async with self.lend_briefly(path) as server:
-            await server.ask({**request, "path": path})
-            return await answer(server, path)
-
 
 async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str, Any]:
     """Return an answer's fields; raise the refusal if it is one."""
-    with _patience(server):
+    with patience(server):
         fields = await server.receive_json()
     server.is_idle = is_last or "errno" in fields
     if "errno" in fields:
@@ -86,7 +80,7 @@ async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str
 
 async def piece(server: Server, path: str) -> bytes | None:
     """Return the next piece of content, or None at its end; raise the refusal if the file cannot be read further."""
-    with _patience(server):
+    with patience(server):
         tag, body = await server.receive()
     if tag is Tag.JSON:
         fields = server.decode(body)
@@ -96,7 +90,7 @@ async def piece(server: Server, path: str) -> bytes | None:
 
 
 @contextmanager
-def _patience(server: Server) -> Iterator[None]:
+def patience(server: Server) -> Iterator[None]:
     """End a server that keeps its caller waiting for too long, and raise `ServerGone`."""
     with anyio.move_on_after(SILENCE_SECONDS) as scope:
         yield
@@ -134,7 +128,7 @@ async def _send_pieces(server: Server, data: bytes) -> None:
 
 
 async def _send(server: Server, tag: Tag, body: bytes = b"") -> None:
-    with _patience(server):
+    with patience(server):
         await server.send(tag, body)
 
 

@@ -8,9 +8,8 @@ import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from anyio.to_thread import run_sync
-
 from sandbox.errors import ConfigError, HostFileError
+from sandbox.guest.blocking import in_thread
 from sandbox.message import DATA_BYTES
 
 
@@ -26,9 +25,9 @@ def stat_host(path: Path) -> os.stat_result:
 
 async def read_host(path: Path, *, follow: bool = True) -> AsyncGenerator[bytes, None]:
     """Yield the content of a regular file. With `follow=False` a link is refused."""
-    fd = await run_sync(_open, path, follow)
+    fd = await in_thread(_open, path, follow, drop=os.close)
     try:
-        while data := await run_sync(os.read, fd, DATA_BYTES):
+        while data := await in_thread(os.read, fd, DATA_BYTES):
             yield data
     except OSError as error:
         raise _refusal(error, f"{path} cannot be read") from error

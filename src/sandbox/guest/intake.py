@@ -71,7 +71,7 @@ class Intake:
         """Grant the guest credit for what everybody has taken of a stream."""
         floor = self._received[kind]
         if kind is Kind.ANSWER:
-            floor = self.answers.taken if self.answers is not None else floor
+            floor = self.answers.taken if self.answers is not None and not self.is_free else floor
         elif self.record.streams[kind].is_behind:
             return
         elif not self.is_free:

@@ -42,7 +42,7 @@ class Request:
                 raise ConfigError(f"{name} is {seconds:g} s; give a positive number of seconds or None")
         if self.keep_bytes < 0:
             raise ConfigError(f"capture_bytes is {self.keep_bytes}; give 0 or more")
-        if self.pty is not None and not all(0 < number < 65536 for number in self.pty):
+        if self.pty is not None and not all(type(number) is int and 0 < number < 65536 for number in self.pty):
             raise ConfigError(f"a terminal of {self.pty[0]} rows and {self.pty[1]} columns cannot be; give 1 to 65535")
         self._check_words()
 

@@ -45,7 +45,9 @@ class Server:
         return bool(self._messages)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes of the answer stream."""
+        """Take bytes of the answer stream. What comes from a server whose end was ordered goes nowhere."""
+        if self.execution.was_stopped:
+            return
         self._fed += len(data)
         try:
             messages = self._decoder.feed(data)

@@ -13,9 +13,10 @@ from anyio.to_thread import run_sync
 from pydantic import ValidationError
 
 from sandbox.errors import ConfigError, GuestFileError, HostFileError
+from sandbox.guest.blocking import in_thread
 from sandbox.guest.entry import FileEntry
-from sandbox.guest.files import Files
-from sandbox.guest.fileserver import answer, piece
+from sandbox.guest.files import Files, ask, next_piece
+from sandbox.guest.fileserver import answer
 from sandbox.guest.hostfile import make_host, read_host, stat_host, walk_host, write_host
 from sandbox.guest.tree import MOST_BYTES, MOST_ENTRIES, TreeReport, TreeWriter
 
@@ -36,23 +37,23 @@ async def download(
         return await _download_file(files, source, target, found.mode, most_bytes)
     if found.type != "directory":
         raise GuestFileError(errno.EINVAL, f"it is a {found.type}, neither a file nor a directory", source)
-    writer = await run_sync(TreeWriter, target, most_bytes, most_entries)
+    writer = await in_thread(TreeWriter, target, most_bytes, most_entries, drop=TreeWriter.close)
     try:
         async with files.servers.lend(source) as server:
-            await server.ask({"op": "pack", "path": source})
+            await ask(server, {"op": "pack", "path": source})
             while "entry" in (fields := await answer(server, source, is_last=False)):
                 try:
                     entry = FileEntry.model_validate(fields["entry"])
                 except ValidationError as error:
                     raise server.nonsense(str(error).splitlines()[0]) from error
-                await run_sync(writer.begin, entry)
+                await in_thread(writer.begin, entry)
                 if entry.type == "file":
-                    while (data := await piece(server, source)) is not None:
-                        await run_sync(writer.write, data)
-                    await run_sync(writer.end)
+                    while (data := await next_piece(server, source)) is not None:
+                        await in_thread(writer.write, data)
+                    await in_thread(writer.end)
             server.is_idle = True
     finally:
-        await run_sync(writer.close)
+        await in_thread(writer.close)
     return writer.report()
 
 
@@ -97,14 +98,14 @@ async def _upload_file(
 
 async def _download_file(files: Files, source: str, target: Path, mode: int, most_bytes: int) -> TreeReport:
     size = 0
-    fd = await run_sync(make_host, target, mode & 0o777 | 0o600)
+    fd = await in_thread(make_host, target, mode & 0o777 | 0o600, drop=os.close)
     try:
         async with aclosing(files.stream(source)) as content:
             async for data in content:
                 size += len(data)
                 if size > most_bytes:
                     raise HostFileError(errno.EFBIG, "the guest's file has more bytes than allowed")
-                await run_sync(write_host, fd, data)
+                await in_thread(write_host, fd, data)
     finally:
         os.close(fd)
     return TreeReport(1, 0, size, ())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sandbox.hypervisor.priority import session_nice
 from sandbox.hypervisor.process import command_line_arguments
+from sandbox.proc import proc_text
 
 DENIALS = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
 """The groups of system calls that QEMU's own filter can deny, beside what it always denies."""
@@ -75,9 +76,9 @@ class Confinement:
     def of(cls, pid: int) -> Confinement:
         """Look at a living process. Blocks; raises `OSError` when it is gone or may not be looked at."""
         process = Path(f"/proc/{pid}")
-        status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+        status = dict(line.split(":\t", 1) for line in proc_text(process / "status").splitlines() if ":\t" in line)
         arguments = command_line_arguments(pid)
-        limits = (process / "limits").read_text()
+        limits = proc_text(process / "limits")
         return cls(
             uid=int(status["Uid"].split()[1]),
             gid=int(status["Gid"].split()[1]),
@@ -89,7 +90,7 @@ class Confinement:
             denials=_denials(arguments),
             has_defaults="-nodefaults" not in arguments or "-no-user-config" not in arguments,
             writable_files=_written(process),
-            groups=tuple((process / "cgroup").read_text().splitlines()),
+            groups=tuple(proc_text(process / "cgroup").splitlines()),
             nice=os.getpriority(os.PRIO_PROCESS, pid),
             session_nice=session_nice(pid),
         )
@@ -155,7 +156,7 @@ def _opened(process: Path) -> set[str]:
     found = set()
     for entry in (process / "fd").iterdir():
         try:
-            target, text = str(entry.readlink()), (process / "fdinfo" / entry.name).read_text()
+            target, text = str(entry.readlink()), proc_text(process / "fdinfo" / entry.name)
             is_file = entry.stat().st_mode & 0o170000 == 0o100000
         except FileNotFoundError:  # closed meanwhile
             continue
@@ -167,7 +168,7 @@ def _opened(process: Path) -> set[str]:
 
 def _mapped(process: Path) -> set[str]:
     found = set()
-    for line in (process / "maps").read_text().splitlines():
+    for line in proc_text(process / "maps").split("\n"):
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].startswith("/") and fields[1][1] == "w" and fields[1][3] == "s":
             found.add(fields[5])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from sandbox.hypervisor.inherited import keep_from_children
+from sandbox.inherited import keep_from_children
 
 _RECEIVE_BYTES = 256 * 1024
 _CREDENTIALS = struct.Struct("3i")
@@ -84,7 +84,8 @@ class SocketStream:
     async def wait_unsent_below(self, size: int) -> None:
         """Return when fewer bytes than `size` wait to be sent, or the stream is closed."""
         while len(self._unsent) >= size and not self._is_closed:
-            self._progress = anyio.Event()
+            if self._progress.is_set():  # else others wait for the same event
+                self._progress = anyio.Event()
             await self._progress.wait()
 
     def _send_on(self) -> None:
