@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.hypervisor.inventory import leaks
 from sandbox.hypervisor.process import Process
+from sandbox.hypervisor.rundir import reap
 
 pytestmark = pytest.mark.usefixtures("template")
 SANDBOX = [sys.executable, "-m", "sandbox"]
@@ -81,7 +83,9 @@ def test_doctor_that_is_ended_leaves_no_vm(
     for machine in machines:
         assert machine.wait_dead_blocking(0)
         machine.close()
-    assert list(runtime.iterdir()) == []
+    left = [str(path.relative_to(runtime)) for path in sorted(runtime.rglob("*"))]
+    assert (leaks(runtime), reap(runtime)) == ([], 0), left
+    assert list(runtime.iterdir()) == [], f"of {left}"
 
 
 @pytest.fixture

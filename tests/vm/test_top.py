@@ -232,6 +232,35 @@ def test_stop_gives_the_terminal_back_meanwhile() -> None:
         viewer.assert_restored()
 
 
+RACE = """
+import ctypes, itertools, operator, os, select, signal, sys, types
+from sandbox.cli import screen
+
+def late(*waiting):
+    kill = ctypes.CDLL(None).kill
+    return list(itertools.starmap(operator.call, [(kill, os.getpid(), signal.SIGWINCH), (wait, *waiting)]))[-1]
+
+wait, drawn = select.select, []
+screen.select = types.SimpleNamespace(select=late)
+with screen.Screen() as view:
+    view.show(lambda rows: drawn.append(rows) or "")
+    view.wait_key(5)
+sys.exit(len(drawn))
+"""
+"""Its signal comes when Python does not look for one any more, and before it waits: all of that is one call."""
+
+
+def test_signal_in_the_last_moment_before_a_wait_is_obeyed() -> None:
+    """It does not wait for the next look: a change of size is drawn, and Ctrl-C would end it."""
+    master, slave = pty.openpty()
+    try:
+        done = subprocess.run([sys.executable, "-c", RACE], stdin=slave, stdout=slave, check=False, timeout=SECONDS)
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert done.returncode == 2
+
+
 def test_view_follows_the_terminals_size(holder: Holder) -> None:
     """A change of size is drawn at once, in as many lines and columns as there are, and not only at the next look."""
     with viewing("--interval", "1000") as viewer:

@@ -9,7 +9,7 @@ import sys
 import termios
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from rich.console import Console, RenderableType
 
@@ -32,14 +32,15 @@ class Screen:
     def __init__(self) -> None:
         self._console = Console(file=sys.stdout, force_terminal=True, legacy_windows=False)
         self._draw: Callable[[int], RenderableType] = lambda _: ""
-        self._caught: list[int] = []
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> Screen:
         self._modes = termios.tcgetattr(0)
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # CPython writes their numbers as they come: a handler would be too late between the last look and a wait.
+        self._woken_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _CAUGHT:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+            self._handlers[number] = signal.signal(number, lambda *_: None)
         self._take()
         return self
 
@@ -49,6 +50,7 @@ class Screen:
         self._give_back()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._woken_before)
         os.close(self._reader)
         os.close(self._writer)
 
@@ -61,9 +63,7 @@ class Screen:
         """Return the key that was pressed, or an empty string after so many seconds."""
         ready, _, _ = select.select([0, self._reader], [], [], seconds)
         if self._reader in ready:
-            with suppress(BlockingIOError):
-                os.read(self._reader, 4096)
-            return self._obey()
+            return self._obey(os.read(self._reader, 4096))
         if 0 not in ready:
             return ""
         key = os.read(0, 1).decode(errors="replace")
@@ -72,9 +72,8 @@ class Screen:
             return ""
         return key or "q"  # no more keys will come: the terminal is gone
 
-    def _obey(self) -> str:
-        """Do what signals have asked for since the last time."""
-        caught, self._caught = self._caught, []
+    def _obey(self, caught: bytes) -> str:
+        """Do what signals have asked for since the last time, each of them one byte."""
         if signal.SIGINT in caught:
             return "\x03"
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -92,11 +91,6 @@ class Screen:
         self._modes = termios.tcgetattr(0)  # the shell may have changed them meanwhile
         self._take()
         self._redraw()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._caught.append(number)
-        with suppress(BlockingIOError):  # the pipe is full: it wakes us in any case
-            os.write(self._writer, b"\0")
 
     def _redraw(self) -> None:
         columns, rows = os.get_terminal_size(1)
