@@ -247,19 +247,22 @@ async def test_what_nobody_waits_for_is_done_when_there_is_a_thread(
     order: list[int] = []
     failed: list[object] = []
 
+    def see(failure: object) -> None:
+        failed.append(failure)
+        loop.call_soon_threadsafe(done.set)
+
     def maybe(thread: threading.Thread) -> None:
         if refusals:
             raise refusals.pop()
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", maybe)
-    monkeypatch.setattr(threading, "excepthook", failed.append)
+    monkeypatch.setattr(threading, "excepthook", see)
     monkeypatch.setattr(threads, "_AGAIN_SECONDS", 0.001)
     with caplog.at_level(logging.WARNING, "sandbox"):
         threads.soon(order.append, 1)
         threads.soon(order.index, 2)  # which fails, to the harm of nobody else
         threads.soon(lambda: order.append(len(set(threading.enumerate()) - threads_before)))
-    threads.soon(loop.call_soon_threadsafe, done.set)
     async with asyncio.timeout(10):
         await done.wait()
     assert (order, len(failed), refusals) == ([1, 1], 1, [])
