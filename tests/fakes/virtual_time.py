@@ -32,6 +32,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for threads for as long as they take: their time is none of this clock's."""
+        await super().shutdown_default_executor()
+
     def run_one_iteration(self) -> None:
         """Run what is ready now; if nothing is, what the next timer makes ready."""
         if not self._ready and self._scheduled:  # type: ignore[attr-defined]
