@@ -75,7 +75,7 @@ class Machine:
                     if not may_kill:
                         await self._host.call(self._host.connection.destroy, self.name)
                     await self.process.wait_dead()
-                    await self._host.call(self._host.forget_blocking, self.name)
+                    await self._host.call(self._forget)
                     is_forgotten = True
                 if scope.cancelled_caught:
                     log.error("vm_destroy_overdue", vm=self.name, pid=self.process.pid, seconds=DESTROY_SECONDS)
@@ -86,6 +86,11 @@ class Machine:
                     self.process.close()
                 else:
                     threads.soon(self._bury)
+
+    def _forget(self) -> None:
+        """In a thread: to collect a dead process has been seen to take the kernel some 50 ms."""
+        self.process.reap()
+        self._host.forget_blocking(self.name)
 
     def _bury(self) -> None:
         self.process.wait_dead_blocking(_BURY_SECONDS)
