@@ -8,7 +8,7 @@ from sandbox.image.layer import file_record
 from sandbox.image.manifest import ImageManifest
 from sandbox.image.recipe import Recipe
 from sandbox.image.store import Image, ImageStore
-from sandbox.template.lint import RULES, LintReport
+from sandbox.template.lint import RULES, Finding, LintReport
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.template.store import Stored, TemplateStore
 
@@ -48,7 +48,9 @@ def publish_image(
         return store.publish(image, manifest)
 
 
-def save_template(directory: Path, image: str, series: str, generation: int) -> Stored:
+def save_template(
+    directory: Path, image: str, series: str, generation: int, findings: tuple[Finding, ...] = ()
+) -> Stored:
     """Put a template of the image with that digest below `directory`."""
     requirement = Requirement(
         image=image,
@@ -72,7 +74,7 @@ def save_template(directory: Path, image: str, series: str, generation: int) -> 
         created="2026-01-01T00:00:00.000+00:00",
         freeze_seconds=0.03,
         files={name: FileDigest.of(place / name) for name in (MEMORY, STATE)},
-        lint=LintReport(rules=tuple(RULES), findings=()),
+        lint=LintReport(rules=tuple(RULES), findings=findings),
     )
     manifest.save(place)
     return Stored(place, manifest)

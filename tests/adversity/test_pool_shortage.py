@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import cast
 
 import anyio
@@ -15,6 +16,7 @@ from sandbox.config import PoolConfig, TemplateConfig, TemplateTarget
 from sandbox.errors import HostResources, StartError
 from sandbox.hypervisor import threads
 from sandbox.oneshot import run
+from sandbox.pool.lease import Lease
 from sandbox.pool.pool import VMPool
 from sandbox.template.template import Template
 from sandbox.vm import VMSource
@@ -70,18 +72,25 @@ def test_start_that_fails_refuses_nobody_for_whom_another_vm_comes() -> None:
     play(scene())
 
 
+@asynccontextmanager
+async def held_back(world: FakeWorld) -> AsyncIterator[tuple[VMPool, Lease]]:
+    """A pool whose starts are held back after failures: one VM of it is lent, and one that is paused is the last."""
+    async with opened(world, min_size=2, max_size=4, running_ready=0) as pool:
+        await pool.wait_ready()
+        await anyio.sleep(1)
+        world.fail_next = FOR_EVER
+        lease = await pool.claim()
+        await anyio.sleep(10)
+        yield pool, lease
+
+
 def test_caller_whose_vm_dies_while_starts_are_held_back_is_told_the_cause() -> None:
     """It was the last there was: nothing else will come for a while."""
 
     async def scene() -> None:
         world = FakeWorld(start_seconds=START)
-        async with opened(world, min_size=2, max_size=4, running_ready=0) as pool:
-            await pool.wait_ready()
-            await anyio.sleep(1)
-            world.fail_next = FOR_EVER
-            lease = await pool.claim()
+        async with held_back(world) as (pool, lease):
             (last,) = [vm for vm in world.alive if vm.name != lease.vm.name]
-            await anyio.sleep(10)
             other = asyncio.create_task(pool.claim())
             await anyio.sleep(0.001)
             began = anyio.current_time()
@@ -97,13 +106,7 @@ def test_last_warm_vm_goes_to_the_most_senior() -> None:
     """While starts are held back, an urgent caller who comes later gets it, and the other is told the cause."""
 
     async def scene() -> None:
-        world = FakeWorld(start_seconds=START)
-        async with opened(world, min_size=2, max_size=4, running_ready=0) as pool:
-            await pool.wait_ready()
-            await anyio.sleep(1)
-            world.fail_next = FOR_EVER
-            await pool.claim()
-            await anyio.sleep(10)
+        async with held_back(FakeWorld(start_seconds=START)) as (pool, _):
             patient = asyncio.create_task(pool.claim())
             await anyio.sleep(0.001)
             assert not (await pool.claim(priority=5)).has_ended

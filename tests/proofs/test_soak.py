@@ -142,8 +142,9 @@ async def test_lateness_by_the_collector_or_another_thread_is_told_apart() -> No
     async with lag.watch():
         await asyncio.sleep(0)
         gc.collect()
-        await asyncio.sleep(0.01)
-    assert lag.worst[0].collected > 20
+        async with asyncio.timeout(5):
+            while not any(moment.collected > 20 for moment in lag.worst):  # noqa: ASYNC110 - its next look tells nobody
+                await asyncio.sleep(0)
     assert len(kept) == 2_000_000
     lag = Lag()
     async with lag.watch():

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.template.lint import RULES, Finding, LintReport
-from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
+from sandbox.template.lint import Finding
+from sandbox.template.manifest import MEMORY
 from sandbox.template.store import TemplateStore
+from tests.stored import save_template
 
 SANDBOX = [sys.executable, "-m", "sandbox", "template"]
 SERIES = "mine-256m-1c"
@@ -22,32 +23,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory with three generations of a series, whose image is nowhere."""
     monkeypatch.setenv("SANDBOX_DATA_DIR", str(tmp_path))
     for generation in (1, 2, 3):
-        requirement = Requirement(
-            image=f"image-{generation}",
-            memory_mib=256,
-            vcpus=1,
-            qemu_version="10",
-            machine_type="q35",
-            accelerator="tcg",
-            cpu="max",
-            command_line="quiet",
-        )
-        directory = tmp_path / "templates" / f"{requirement.key}.{generation}"
-        directory.mkdir(parents=True)
-        for name in (MEMORY, STATE):
-            (directory / name).write_bytes(name.encode() * generation)
-        TemplateManifest(
-            requirement=requirement,
-            series=SERIES,
-            generation=generation,
-            agent=2,
-            created="2026-01-01T00:00:00.000+00:00",
-            freeze_seconds=0.03,
-            files={name: FileDigest.of(directory / name) for name in (MEMORY, STATE)},
-            lint=LintReport(
-                rules=tuple(RULES), findings=(Finding(rule="log_file", severity="warn", where="/var/log/x"),)
-            ),
-        ).save(directory)
+        finding = Finding(rule="log_file", severity="warn", where="/var/log/x")
+        save_template(tmp_path / "templates", f"image-{generation}", SERIES, generation, (finding,))
     return tmp_path
 
 

@@ -56,19 +56,12 @@ class Hold:
 def removing(directory: Path) -> Iterator[bool]:
     """Tell whether nobody holds the template in this directory; while the context lasts, nobody can."""
     try:
-        descriptor = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:  # nothing that could be used, so nothing that could be held
         yield True
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = True
-    except BlockingIOError:
-        is_free = False
-    try:
+    with _alone(descriptor) as is_free:
         yield is_free
-    finally:
-        os.close(descriptor)
 
 
 @asynccontextmanager
@@ -94,14 +87,20 @@ async def baking(lock: Path) -> AsyncIterator[None]:
 @contextmanager
 def unless_baked(lock: Path) -> Iterator[bool]:
     """Tell whether nobody holds the lock of those who bake; while the context lasts, nobody else can."""
-    descriptor = Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = True
-    except BlockingIOError:
-        is_free = False
-    try:
+    with _alone(Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))) as is_free:
         yield is_free
+
+
+@contextmanager
+def _alone(descriptor: Descriptor) -> Iterator[bool]:
+    """Take the lock of an open file for the length of the context; tell whether it was free. Closes the file."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         descriptor.close()
 
