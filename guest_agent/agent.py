@@ -10,7 +10,6 @@ import os
 import time
 
 import boot
-import cgroup
 import hpet
 import memory
 import orphans
@@ -18,17 +17,20 @@ import wire
 from channel import Channel
 from identity import Identity
 from poller import READ, Poller
-from unwind import Unwind
 from wire import Kind
 
-AGENT_VERSION = 3
+AGENT_VERSION = 4
 _SETTLING = 0.3  # for what the kernel has put off, control groups that were removed among it: else each clone does it
 _PATIENCE = 0.1  # for what the host may have to say when it has heard from a guest that has just booted
+_TRIED_AT_ONCE = 2  # groups that background processes have lived on in
 _REAPED_AT_ONCE = 500  # then the host is heard again, however fast processes die
 
 
 class Agent:
-    """One loop over the channel, the pipes of all executions and the deaths of children."""
+    """One loop over the channel, the pipes of all executions and the deaths of children.
+
+    It starts commands itself, and has the zygote fork what runs in Python: no program is ever a copy of this process.
+    """
 
     def __init__(self, port):
         self.poller = Poller()
@@ -36,10 +38,13 @@ class Agent:
         self.channel = Channel(port, self.poller, self.handle)
         self.executions = {}
         self.children = {}  # process id -> execution
+        self.left = {}  # id -> execution that has ended, and of which background processes may live
+        self.nursery = None
         self.paused = []  # outlets that wait for room in the channel
         self.spare = None
         self._spare_is_alone = False  # whether no program has lived since it was made
         self._programs = None
+        self._is_prepared = False
         self.epoch = None
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})  # until a child knows what to make of one
@@ -93,8 +98,10 @@ class Agent:
         elif frame.kind is Kind.START:
             if frame.id not in self.executions:
                 self.start(frame.id, frame.payload)
-        elif frame.id in self.executions:  # else: a late word to an execution that has ended
+        elif frame.id in self.executions:
             self.executions[frame.id].handle(frame)
+        elif frame.kind is Kind.KILL and frame.id in self.left:
+            self.left[frame.id].handle(frame)  # any other word to an execution that has ended comes too late
 
     def hello(self, frame):
         ready = self.become(wire.HELLO.unpack(frame.payload))
@@ -111,19 +118,18 @@ class Agent:
     def dismiss_spare(self):
         if (spare := self.spare) is not None:
             spare.dismiss()
-            _, status, usage = os.wait4(spare.pid, 0)
-            self.children.pop(spare.pid).exited(status, usage)
 
     def start(self, ident, payload):
         """Have the spare serve a request, if it can, or a new execution."""
+        programs = self._load()
         try:
             request = wire.decode_json(payload)
         except wire.FrameError as error:
-            self._load().Execution(self).refuse(ident, f"the request cannot be read: {error}")
+            programs.Execution(self).refuse(ident, f"the request cannot be read: {error}")
             return
-        is_alone, self._spare_is_alone = self._spare_is_alone and not cgroup.is_left_over(), False
-        if self.spare is None or not self.spare.take(ident, payload, request, is_alone):
-            self._load().Execution(self).start(ident, request)
+        is_alone, self._spare_is_alone = self._spare_is_alone and not self.left, False
+        if self.spare is None or not self.spare.take(ident, request, is_alone=is_alone):
+            programs.Execution(self).start(ident, request)
 
     def _load(self):
         """Return the module that runs programs. Importing all that takes a third of a boot: the host hears first.
@@ -133,16 +139,18 @@ class Agent:
         if self._programs is None:
             import execution  # noqa: PLC0415 - see above
 
-            execution.prepare()
+            self.nursery = execution.prepare(self)
             self._programs = execution
         return self._programs
 
     def prepare(self):
         """Do what every clone then finds done, as long as nobody waits for it."""
-        memory.is_for_clones = True
+        programs = self._load()
+        self._is_prepared = True
         self.dismiss_spare()
+        self.nursery.prepare()
         self.make_spare()
-        cgroup.restock()
+        programs.restock()
         self.spare.wait_ready()
         os.sync()
         gc.collect()
@@ -151,9 +159,9 @@ class Agent:
 
     def quiesce(self):
         """Leave nothing in motion: what is in memory now is in every clone."""
-        if not memory.is_for_clones:
+        if not self._is_prepared:
             self.prepare()
-        memory.is_for_clones = False
+        self._is_prepared = False
         hpet.stop()
         gc.freeze()
         self.send(Kind.QUIESCED, 0)
@@ -164,9 +172,16 @@ class Agent:
         """Have an execution ready for the next request, with a child that waits for it."""
         if self.spare is None:
             spare = self._load().Execution(self)
-            spare.make_ahead()
+            spare.make_ahead(for_clones=self._is_prepared)
             self.spare = spare
             self._spare_is_alone = not self.executions
+
+    def tidy(self):
+        """Remove what is kept for executions that have ended, as far as nothing of them lives any more."""
+        for ident in list(self.left)[:_TRIED_AT_ONCE]:
+            execution = self.left.pop(ident)
+            if not execution.is_gone():
+                self.left[ident] = execution  # behind the others
 
     def send(self, kind, ident, payload=b""):
         self.channel.send(wire.encode_header(kind, self.epoch, ident, len(payload)), payload)
@@ -178,6 +193,8 @@ class Agent:
     def reap(self):
         """Collect every dead child; orphans of user code end up here too."""
         self._dead_are_left = False
+        if self.left:
+            self.tidy()
         for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -185,8 +202,13 @@ class Agent:
                 return
             if pid == 0:
                 return
+            spent_us = int((usage.ru_utime + usage.ru_stime) * 1e6)
             if (execution := self.children.pop(pid, None)) is not None:
-                execution.exited(status, usage)
+                execution.exited(status, spent_us)
+            elif self.nursery is not None and pid == self.nursery.pid:
+                self.nursery.died()
+            elif self.nursery is not None:
+                self.nursery.child_died(pid, status, spent_us)  # else somebody's orphan
         self._dead_are_left = True
 
 
@@ -200,17 +222,11 @@ def _make(told):
 
 def main(told):
     """Be the guest's init. `told` is called with each stage of the boot that has ended."""
-    become = None
     try:
         told("import")
         _make(told).serve()
-    except Unwind as request:  # only in a forked child
-        become = request
     except Exception:
         import traceback  # noqa: PLC0415 - 15 ms of every boot
 
         traceback.print_exc()
-    if become is not None:
-        # Outside of the handler: the agent's frames are gone, and no exception of ours is the context of the user's.
-        become.with_traceback(None).run()
     boot.power_off()

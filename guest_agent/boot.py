@@ -9,15 +9,13 @@ import struct
 
 import cgroup
 import identity
+import limits
+import script
 import wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
-OPEN_FILES = 65536
-SCRIPTS = "/run/scripts"
-_HIGH = 64
-proc = -1
-"""The directory /proc, which stays within reach when root in the guest mounts something over it."""
+_RESERVED = 5
 _RB_POWER_OFF = 0x4321FEDC
 
 
@@ -36,7 +34,7 @@ def mount_everything():
     cgroup.prepare()
     cgroup.restock()
     os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
-    os.mkdir(SCRIPTS, mode=0o755)
+    os.mkdir(script.ASIDE, mode=0o755)
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")
@@ -62,14 +60,15 @@ def _bring_up_loopback():
 
 
 def protect_self():
-    """Keep the agent alive when the guest runs out of memory or of descriptors; children get normal values back."""
-    global proc  # noqa: PLW0603 - there is one
-    found = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    proc = fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, _HIGH)  # out of the way of what a child's pipes become
-    os.close(found)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("-1000")
+    """Have room for descriptors, and keep those free that the programs' own streams are put on when they start.
+
+    No lack of memory ends process 1: the kernel never chooses it. What it starts has an ordinary share of that risk.
+    """
+    while os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) < _RESERVED:
+        pass
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits.OPEN_FILES, limits.OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_NPROC, (limits.PIDS_MAX, limits.PIDS_MAX))
+    os.umask(0o022)
 
 
 def open_port():

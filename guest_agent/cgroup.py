@@ -3,23 +3,26 @@
 import itertools
 import os
 
+from limits import PIDS_MAX
+
 ROOT = "/sys/fs/cgroup"
 USER = f"{ROOT}/user"
 RESERVE_BYTES = 40 * 1024 * 1024  # kernel, agent and the page cache that the agent itself needs
-PIDS_MAX = 1024
 PIDS_EACH = 768  # so that one fork bomb leaves the other executions something
 
 _PERIOD = 100_000
 _CPUS_MAX = 1_000_000  # more than there are, and less than the kernel refuses
 _SIGKILL = 9
 
-_left_over = []
 _stock = []
 _numbers = itertools.count(1)
+_home = -1
 
 
 def prepare():
     """Mark off the part of the machine that user code may have."""
+    global _home  # noqa: PLW0603 - there is one
+    _home = os.open(f"{ROOT}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     _write(f"{ROOT}/cgroup.subtree_control", "+memory +pids +cpu")
     os.makedirs(USER, exist_ok=True)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -32,13 +35,15 @@ class Group:
     """The control group of one execution, taken from stock: making one is slow, so the next is made in idle time."""
 
     def __init__(self):
+        self.procs = None
+        """The kernel's file by which a process enters."""
         self._path = None
         self._counters = ()
 
     def create(self):
         if not _stock:
             restock()
-        self._path, self._counters = _stock.pop()
+        self._path, self.procs, self._counters = _stock.pop()
 
     def limit(self, limits):
         if limits.get("memory_bytes"):
@@ -51,12 +56,16 @@ class Group:
     def adopt(self, pid):
         """Take a child in that is to enter by itself, too, before it runs anything of the user's."""
         try:
-            _write(f"{self._path}/cgroup.procs", str(pid))
-        except OSError:  # it has ended; or root in the guest has hidden the group, which the child will tell
+            os.write(self.procs, b"%d" % pid)
+        except OSError:  # it has ended
             pass
 
-    def enter(self):
-        _write(f"{self._path}/cgroup.procs", "0")
+    def __enter__(self):
+        """Be in it for the length of a `with`: whatever this process starts meanwhile stays there."""
+        os.write(self.procs, b"0")
+
+    def __exit__(self, *_error):
+        os.write(_home, b"0")
 
     def signal(self, number):
         """Send a signal to every process below, whatever session it put itself into."""
@@ -93,11 +102,19 @@ class Group:
             return None
 
     def remove(self):
-        """Give the group up; return whether nothing lives in it any more."""
-        for counter in self._counters:
-            os.close(counter)
-        self._counters = ()
-        return self._path is None or _try_remove(self._path)
+        """Remove the group; return whether it is gone. It is not while background processes live in it."""
+        for fd in (*self._counters, self.procs):
+            if fd is not None:
+                os.close(fd)
+        self._counters, self.procs = (), None
+        if self._path is not None:
+            try:
+                os.rmdir(self._path)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return False
+        return True
 
 
 def _oom_kills(events):
@@ -105,34 +122,16 @@ def _oom_kills(events):
     return int(events[events.index(b"oom_kill") + 1])
 
 
-def is_left_over():
-    """Return whether background processes of a program that has ended may live."""
-    return bool(_left_over)
-
-
 def restock():
-    """Have one empty group ready, and try again to remove one that background processes lived on in."""
-    if _left_over:
-        _try_remove(_left_over.pop(0))
+    """Have one empty group ready."""
     if not _stock:
         path = f"{USER}/e{next(_numbers)}"
         os.mkdir(path)
         _write(f"{path}/pids.max", str(PIDS_EACH))
-        # Open from now on, so that nobody who waits for the end of a program waits for two walks through this tree.
+        # Open from now on, so that nobody who waits for a program waits for walks through this tree.
+        procs = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         counters = [os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("memory.peak", "memory.events")]
-        _stock.append((path, counters))
-
-
-def _try_remove(path):
-    """Remove a group, or keep it for later when background processes still live in it; return whether it is gone."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        _left_over.append(path)
-        return False
-    return True
+        _stock.append((path, procs, counters))
 
 
 def _read(path):

@@ -1,4 +1,4 @@
-"""One execution: a child process, its pipes or its terminal, its control group and its end."""
+"""One execution: its process, its pipes or its terminal, its control group, its script and its end."""
 
 import os
 import time
@@ -8,20 +8,35 @@ import boot
 import cgroup
 import evidence
 import script
+import spawn
 import wire
-from body import Body
+from nursery import Nursery, make_body
 from pipe import Inlet, Outlet
+from streams import CONTROL, STDIO, Streams
 from wire import Kind
 
-_STDIO = (Kind.STDIN, Kind.OUT, Kind.ERR)
-_CONTROL = (Kind.ASK, Kind.ANSWER)
+_FRESH = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "HOME", "GCONV_PATH", "LOCPATH", "NLSPATH")
+"""Variables that begin so are read when an interpreter starts: the warm one would not see them."""
+_WARM, _SERVERS = ("python", "interpreter"), ("files", "watch")
+_CONTEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter_main.py")
+# A child of the zygote may hold copies of its pages: one that was made ahead serves nobody who may hold less.
+_OWN_BYTES = 32 * 1024 * 1024
 
 
-def prepare():
-    """Load what every child finds loaded."""
+def prepare(agent):
+    """Load what every program finds loaded; return what makes children."""
     evidence.prepare()
-    boot.remember_user(accounts.find("user")[0].pw_uid)
+    account, _ = accounts.find(accounts.DEFAULT)
+    boot.remember_user(account.pw_uid)
     boot.calm_kernel()
+    nursery = Nursery(agent, accounts.environment(account))
+    nursery.start()
+    return nursery
+
+
+def restock():
+    """Have a control group ready for the next program."""
+    cgroup.restock()
 
 
 class Execution:
@@ -34,70 +49,197 @@ class Execution:
         self.agent = agent
         self.id = None
         self.pid = None
+        self.group = None
         self._inlets = {}
         self._outlets = {}
+        self._streams = None
         self._body = None
+        self._script = None
+        self._account = self._acting = None
+        self._is_over = False
+        self._request = {}
+        self._orders = []  # kills that came before there was a process
         self._answer_waits = False
         self._status = None
-        self._usage = None
+        self._cpu_us = None
         self._stamps = None
 
-    def make_ahead(self):
-        """Fork a child that waits for a request. Raises `OSError` when the guest has no room for it."""
-        self._body = Body()
-        self._adopt()
-        self._take_ends(_STDIO)
+    # How it comes to be.
+
+    def make_ahead(self, *, for_clones):
+        """Have a child made that waits for a request. Raises `OSError` when the guest has no room for it."""
+        streams = Streams()
+        try:
+            streams.add_pipes(STDIO + CONTROL)
+            streams.give_to(accounts.find(accounts.DEFAULT)[0])
+        except LookupError:  # the request that needs that account is told
+            pass
+        except OSError:
+            streams.close()
+            raise
+        self._have_made(make_body(self.agent, streams), for_clones=for_clones)
+        self._take_ends(STDIO)
 
     def wait_ready(self):
+        self.agent.nursery.wait_born(self._body)
         self._body.wait_ready()
 
     def dismiss(self):
-        """Let the child that was made ahead end: there will be no request."""
+        """Let the child that was made ahead end, and wait until it has: there will be no request."""
         self._body.close()
+        self.agent.nursery.wait(lambda: self._is_over)
 
-    def take(self, ident, payload, request, is_alone):
-        """Hand a request to the child that was made ahead; return False if it cannot serve it."""
-        received = time.monotonic() if request.get("trace") else None
-        was_taken = self._body.take(payload, request, is_alone)
-        if was_taken or self._body.pid is None:  # else it may serve another one
-            self.agent.spare = None
-        if not was_taken:
+    def take(self, ident, request, *, is_alone):
+        """Have the child that was made ahead serve a request; return False if it cannot."""
+        limits = request.get("limits") or {}
+        if not _is_for_zygote(request) or request.get("pty"):
             return False
-        self._begin(ident, received)
-        if request.get("control"):
-            self._take_ends(_CONTROL)
+        if (limits.get("memory_bytes") or _OWN_BYTES) < _OWN_BYTES:
+            return False
+        self.agent.spare = None
+        self._register(ident, request)
+        try:
+            self._account, self._acting = _find(request)
+            if request.get("user"):
+                self._streams.give_to(self._account)
+            self.group.limit(limits)
+            if request.get("control"):
+                self._take_ends(CONTROL)
+            if self.pid is not None:
+                self._give(is_alone)
+                self._begin()
+        except (LookupError, OSError) as error:
+            self._refuse_for(error)
+            return True
         for outlet in self._outlets.values():
             outlet.watch(True)
         return True
 
     def start(self, ident, request):
-        """Fork for a request. A child leaves the agent's frames by raising `Become`."""
-        received = time.monotonic() if request.get("trace") else None
+        """Start a process for a request."""
+        self._register(ident, request)
         try:
-            self._body = Body(request)
-        except OSError as error:
-            self.refuse(ident, f"cannot start a process in the guest: {error.strerror}")
-            return
-        self._adopt()
-        self._take_ends(_STDIO + _CONTROL)
-        self._begin(ident, received)
+            self._account, self._acting = _find(request)
+            if _is_for_zygote(request):
+                body = make_body(self.agent, self._make_streams())
+                body.limit(request.get("limits") or {})
+                self._have_made(body)
+                self._take_ends(STDIO + CONTROL)
+            else:
+                self._spawn()
+        except (LookupError, OSError) as error:
+            self._refuse_for(error)
 
-    def _begin(self, ident, received):
+    def _register(self, ident, request):
         self.id = ident
-        if received is not None:
-            self._stamps = {"received": received, "handed": time.monotonic()}
+        self._request = request
         self.agent.executions[ident] = self
-        self.agent.send(Kind.STARTED, ident, wire.pid(self.pid))
+        if request.get("trace"):
+            self._stamps = {"received": time.monotonic()}
 
-    def _adopt(self):
+    def _make_streams(self):
+        streams = Streams()
+        try:
+            if self._request.get("pty"):
+                streams.add_terminal(*self._request["pty"])
+            else:
+                streams.add_pipes(STDIO)
+            if self._request.get("control"):
+                streams.add_pipes(CONTROL)
+            streams.give_to(self._account)
+        except OSError:
+            streams.close()
+            raise
+        return streams
+
+    def _have_made(self, body, *, for_clones=False):
+        """Have the zygote make a child, which gets its request when it is there and there is one."""
+        body.on_born, body.on_failed, body.on_died = self._on_born, self._on_failed, self.exited
+        self.agent.nursery.have_made(body, for_clones=for_clones)
+        self._body, self.group, self._streams = body, body.group, body.streams
+
+    def _on_born(self):
         self.pid = self._body.pid
+        if self._is_over:
+            self._body.close()
+        elif self.id is not None:
+            try:
+                self._give(is_alone=False)
+            except OSError as error:
+                self._refuse_for(error)
+            else:
+                self._begin()
+
+    def _on_failed(self, number):
+        if self.id is None:
+            self._lose_spare()
+        elif not self._is_over:
+            self._refuse_for(OSError(number, os.strerror(number)))
+
+    def _give(self, is_alone):
+        """Place the script, if there is one, and hand the request to the child."""
+        fields = {name: value for name, value in self._request.items() if name not in ("code", "name")}
+        if "code" in self._request:
+            self._place()
+            fields["path"] = self._script.path
+        if (command := self._command()) is not None:
+            fields["op"], fields["argv"] = "argv", command
+        self._body.give(fields, is_alone)
+        if self._stamps is not None:
+            self._stamps["handed"] = time.monotonic()
+
+    def _place(self):
+        data = self._request["code"].encode("utf-8", "surrogateescape")
+        directory = os.path.join(accounts.WORKSPACE, self._request.get("cwd") or "")
+        name = os.path.basename(self._request["name"]) or "script"
+        self._script = script.place(self._account, self._acting, directory, name, data)
+
+    def _command(self):
+        """Return what is to be executed; None for what a fork of the warm interpreter does."""
+        request = self._request
+        operation, argv = request["op"], request.get("argv") or []
+        if operation == "argv":
+            return argv
+        if operation == "script":
+            return [*request["interpreter"], self._script.path, *argv]
+        if _needs_fresh(request):
+            return ["python3", "-u", _CONTEXT if operation == "interpreter" else self._script.path, *argv]
+        return None
+
+    def _spawn(self):
+        """Start a command ourselves."""
+        request = self._request
+        if "code" in request:
+            self._place()
+        streams = self._make_streams()
+        self.group = cgroup.Group()
+        try:
+            self.group.create()
+            self.group.limit(request.get("limits") or {})
+            self.pid = spawn.spawn(self._command(), request, streams, self.group, self._account, self._acting)
+        except OSError:
+            streams.close()
+            raise
+        streams.close_theirs()
+        self._streams = streams
         self.agent.children[self.pid] = self
+        if self._stamps is not None:
+            self._stamps["handed"] = time.monotonic()
+        self._take_ends(STDIO + CONTROL)
+        self._begin()
+
+    def _begin(self):
+        self.agent.send(Kind.STARTED, self.id, wire.pid(self.pid))
+        orders, self._orders = self._orders, []
+        for order in orders:
+            self.kill(order)
+        self._request = {"kill_children": self._request.get("kill_children")}
 
     def _take_ends(self, kinds):
-        """Attend to our ends of the child's pipes of these kinds, as far as there are such."""
-        is_terminal = self._body.terminal is not None
+        """Attend to our ends of the program's streams of these kinds, as far as there are such."""
+        is_terminal = self._streams.terminal is not None
         for kind in kinds:
-            fd = self._body.ends.pop(kind, None)
+            fd = self._streams.ours.pop(kind, None)
             if fd is None:
                 continue
             if kind in (Kind.STDIN, Kind.ASK):
@@ -106,6 +248,8 @@ class Execution:
                 self._outlets[kind] = AnswerOutlet(self, kind, fd)
             else:
                 self._outlets[kind] = Outlet(self, kind, fd, is_terminal)
+
+    # What the host says to it.
 
     def handle(self, frame):
         kind = frame.kind
@@ -119,42 +263,52 @@ class Execution:
             if stream in self._outlets:
                 self._outlets[stream].grant(count)
         elif kind is Kind.RESIZE:
-            if self._body.terminal is not None:
-                self._body.resize(*wire.decode_size(frame.payload))
+            if self._streams is not None and self._streams.terminal is not None:
+                self._streams.resize(*wire.decode_size(frame.payload))
         elif kind is Kind.KILL:
             self.kill(wire.decode_json(frame.payload))
 
     def kill(self, request):
-        """Send a signal to the child's process group, or to every process in the control group.
+        """Send a signal to the program's process group, or to every process in the control group.
 
         A number that is no signal reaches nobody.
         """
+        if self.pid is None:
+            self._orders.append(request)
+            return
         number = int(request.get("signal", 9))
         if request.get("tree"):
             try:
-                self._body.group.signal(number)
+                self.group.signal(number)
                 return
             except (OSError, OverflowError):  # root in the guest has removed or hidden it: left is the child's own
                 pass
         for send in (os.killpg, os.kill):  # the child may not lead a process group yet
-            if self._status is None:
+            if self._status is None and self.id in self.agent.executions:
                 try:
                     send(self.pid, number)
                     return
                 except (OSError, OverflowError):
                     pass
 
-    def exited(self, status, usage):
-        """The child is dead: what it wrote before is still in the pipes and goes out first."""
+    # Its end.
+
+    def exited(self, status, cpu_us):
+        """The process is dead: what it wrote before is still in the pipes and goes out first."""
         if self.id is None:  # it had nothing to do yet
-            self._give_up()
-            if self.agent.spare is self:
-                self.agent.spare = None
+            self._lose_spare()
             return
-        self._status, self._usage = status, usage
+        if self._is_over:  # it was refused, or dismissed
+            return
+        self._status, self._cpu_us = status, cpu_us
         if self._stamps is not None:
             self._stamps["dead"] = time.monotonic()
         self._forward(list(self._outlets.values()))
+
+    def _lose_spare(self):
+        if self.agent.spare is self:
+            self.agent.spare = None
+        self._give_up()
 
     def hold_answer(self):
         """The server has answered: what it printed before goes out before its answer."""
@@ -184,19 +338,23 @@ class Execution:
     def _finish(self):
         """Report the end. Background programs may still hold the pipes: those are emptied into nowhere."""
         status, self._status = self._status, None
-        if self._stamps is not None:
+        if self._request.get("kill_children"):
+            try:
+                self.group.signal(9)
+            except OSError:  # root in the guest has removed or hidden it
+                pass
+        if self._stamps is not None and self._body is not None:
             self._stamps.update(self._body.stamps())
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         end = _begin_of_end(code, os.WTERMSIG(status) if code is None else None)
-        if self._usage is not None:
-            spent = self._usage.ru_utime + self._usage.ru_stime - self._body.spent
-            end += f',"cpu_us":{max(0, int(spent * 1e6))}'
-        memory = self._body.group.memory()
+        if self._cpu_us is not None:
+            end += f',"cpu_us":{self._cpu_us}'
+        memory = self.group.memory()
         if memory is not None:
             end += f',"peak_memory_bytes":{memory}'
         if status:
-            kills = self._body.group.oom_kills()
-            end += f',"oom_kills":{kills},"evidence":{_json(evidence.collect(self._body.group, kills))}'
+            kills = self.group.oom_kills()
+            end += f',"oom_kills":{kills},"evidence":{_json(evidence.collect(self.group, kills))}'
         if self._stamps is not None:
             self._stamps["told"] = time.monotonic()
             ahead = time.time() - time.monotonic()
@@ -204,18 +362,32 @@ class Execution:
             end += f',"stamps":{_json(stamps)}'
         self._end(end)
 
+    def _refuse_for(self, error):
+        """No program came to be: tell why. A lack of room is told as such, because another try may find some."""
+        if isinstance(error, OSError) and not spawn.lacks_room(error):
+            said = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+            self._refuse(said, 127 if isinstance(error, FileNotFoundError) else 126)
+        elif isinstance(error, OSError):
+            said = f"cannot start a process in the guest: {error.strerror}"
+            self._refuse(said, 126, f',"refused":{_json(said)}')
+        else:
+            self._refuse(str(error.args[0]), 126)
+
     def refuse(self, ident, why):
-        """No process came to be: say so on the execution's standard error."""
-        self.id = ident
-        self.agent.executions[ident] = self
-        self.agent.send(Kind.ERR, ident, f"sandbox: {why}\n".encode())
-        self._end(_begin_of_end(126, None))
+        """The request cannot be read: say so."""
+        self._register(ident, {})
+        self._refuse(why, 126)
+
+    def _refuse(self, why, code, more=""):
+        self.agent.send(Kind.ERR, self.id, f"sandbox: {why}\n".encode(errors="surrogateescape"))
+        self._end(_begin_of_end(code, None) + more)
 
     def _end(self, end):
         del self.agent.executions[self.id]
         self.agent.send(Kind.EXITED, self.id, (end + "}").encode())
         self.agent.channel.flush()
         self._give_up()  # nobody waits for this and the rest
+        self.agent.tidy()
         try:
             self.agent.make_spare()
             cgroup.restock()
@@ -223,14 +395,39 @@ class Execution:
             pass
 
     def _give_up(self):
+        self._is_over = True
         for inlet in self._inlets.values():
             inlet.close()
         for outlet in self._outlets.values():
             outlet.release()
         if self._body is not None:
             self._body.close()
-            if self._body.group.remove():
-                script.clear(self.pid)
+        elif self._streams is not None:
+            self._streams.close()
+        if not self.is_gone() and self.id is not None:
+            self.agent.left[self.id] = self
+
+    def is_gone(self):
+        """Return whether nothing of it lives any more; remove then what was kept for it."""
+        if self.group is not None and not self.group.remove():
+            return False
+        if self._script is not None:
+            self._script.remove(self._acting)
+        return True
+
+
+def _is_for_zygote(request):
+    """Return whether a request is served by a fork of the warm interpreter, or needs a forked child for its limits."""
+    return not spawn.can(request) or request["op"] in _SERVERS or (request["op"] in _WARM and not _needs_fresh(request))
+
+
+def _needs_fresh(request):
+    return request["op"] in _WARM and any(name.startswith(_FRESH) for name in request.get("env") or ())
+
+
+def _find(request):
+    account, groups = accounts.find(request.get("user") or accounts.DEFAULT)
+    return account, accounts.Acting(account, groups)
 
 
 def _begin_of_end(code, signal):

@@ -10,7 +10,7 @@ import sys
 import types
 
 import bundle
-import script
+import program
 from control import Control
 
 _CO_COROUTINE = 0x80
@@ -22,7 +22,6 @@ _PYPLOT = "matplotlib.pyplot"
 def serve():
     """Answer each cell with its value, what it displayed, and its error."""
     control = Control()
-    script.become_interpreter()
     os.environ.setdefault("MPLBACKEND", "agg")
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
@@ -33,7 +32,7 @@ def serve():
     for request in control.requests():
         if "code" in request:  # else it is an interrupt, whose cell has ended
             control.send_json(cells.run(request["code"], request["number"]))
-    return script.finalize(0)
+    program.end(0)
 
 
 class _Cells:

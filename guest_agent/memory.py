@@ -5,12 +5,13 @@ import ctypes
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
-is_for_clones = False
-"""Whether what is made now will be in a snapshot. Each page that two processes share costs a clone a fault later."""
 
 
 def own():
-    """Map all of this process's code, and give it its own copy of every page that it may write."""
+    """Map all of this process's code, and give it its own copy of every page that it may write.
+
+    Each page that two processes share costs a clone a fault later.
+    """
     with open("/proc/self/maps") as file:
         lines = file.readlines()
     for line in lines:

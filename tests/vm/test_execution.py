@@ -96,12 +96,13 @@ async def test_output_beyond_the_limit_is_counted_and_marked(vm: VM) -> None:
 
 async def test_output_arrives_while_the_program_runs(vm: VM) -> None:
     """Each line is delivered when it is written, not at the end."""
-    arrived: list[tuple[StreamName, bytes]] = []
+    arrived: dict[StreamName, bytes] = {"stdout": b"", "stderr": b""}
     seen = anyio.Event()
 
     def on_output(stream: StreamName, data: bytes) -> None:
-        arrived.append((stream, data))
-        seen.set()
+        arrived[stream] += data
+        if arrived["stdout"] == b"one\n":
+            seen.set()
 
     async with anyio.create_task_group() as group:
         code = "import sys; print('one'); sys.stdin.readline(); print('two', file=sys.stderr)"
@@ -115,7 +116,7 @@ async def test_output_arrives_while_the_program_runs(vm: VM) -> None:
             assert result.ok
 
         group.start_soon(run)
-    assert arrived == [("stdout", b"one\n"), ("stderr", b"two\n")]
+    assert arrived == {"stdout": b"one\n", "stderr": b"two\n"}
 
 
 async def test_timeout_kills_the_whole_tree_and_keeps_the_output(vm: VM) -> None:

@@ -216,15 +216,17 @@ def test_program_finds_nothing_of_the_trace(tmp_path: Path) -> None:
 
 
 def test_program_that_is_no_python_and_one_on_a_terminal_are_traced(tmp_path: Path) -> None:
-    """A program has its stages in the guest whatever it is; where no child was made ahead the agent's are left."""
+    """A program has its stages in the guest whatever it is; those of a Python child only where there was one."""
     shell = sandbox("trace", "exec", "--language", "bash", "--json", "a.json", "-c", "exit 4", cwd=tmp_path)
     assert shell.returncode == 4
-    assert named(complete(tmp_path / "a.json"), "load the program")
+    stages = [event["name"] for event in complete(tmp_path / "a.json")]
+    assert "run, until it is reaped" in stages
+    assert "load the program" not in stages
     terminal = sandbox("trace", "exec", "--pty", "--json", "b.json", "-c", "exit(5)", cwd=tmp_path)
     assert terminal.returncode == 5
     names = [event["name"] for event in complete(tmp_path / "b.json")]
     assert "forward the rest, tell the end" in names
-    assert "load the program" not in names
+    assert "load the program" in names
 
 
 def test_failed_execution_leaves_a_trace_of_what_was_done(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Stamps(BaseModel):
     handed: int = Field(ge=0, le=_COUNT_MAX)
     """A child had the request."""
     read: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
-    """The child had read it; this and the next two are missing for a child that was not made ahead."""
+    """The child had read it; this and the next two are missing for a command, which no child of the zygote becomes."""
     dropped: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
     """It had become the user."""
     begun: int | None = Field(default=None, ge=0, le=_COUNT_MAX)

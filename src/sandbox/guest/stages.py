@@ -74,7 +74,9 @@ class ExecutionStages:
                 ("load the program", stamps.begun / second),
                 ("run, until it is reaped", dead),
             ]
-            add(self._era, self._sent, ended, program, track="program", begin=handed)
+        else:
+            program = [("run, until it is reaped", dead)]
+        add(self._era, self._sent, ended, program, track="program", begin=handed)
         add(self._era, self._sent, ended, [("forward the rest, tell the end", stamps.told / second)], begin=dead)
 
     def reported(self) -> None:

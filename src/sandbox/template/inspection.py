@@ -149,14 +149,15 @@ def look_at_sockets() -> None:
 
 
 def look_at_processes() -> None:
-    """Only the agent may run, and this program; both have the agent's environment."""
+    """Only the agent and its zygote may run, and this program, which is the zygote's child."""
+    ours = {1, os.getpid(), os.getppid()}
     for entry in (path.name for path in Path("/proc").iterdir()):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         name, _, fields = text(f"/proc/{entry}/stat").partition("(")[2].rpartition(")")
         if not fields or int(fields.split()[6]) & KERNEL_THREAD:
             continue
-        if int(entry) != 1:
+        if int(entry) not in ours:
             found("leftover_process", f"{name}, process {entry}")
         for pair in text(f"/proc/{entry}/environ").split("\0"):
             variable, _, value = pair.partition("=")
@@ -176,6 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    Path(__file__).unlink()  # so that the agent's copy of this program is not in every clone
-    Path(__file__).parent.rmdir()
+    Path(__file__).unlink()  # so that it is not in every clone
     main()

@@ -1,0 +1,43 @@
+"""What the agent and the zygote say to each other: one packet for each order and each piece of news."""
+
+import _socket  # `socket` takes a twentieth of a boot
+import struct
+
+FORK, FORK_ON_TERMINAL, PREPARE = b"F", b"T", b"P"
+"""Orders. With the first two come the child's ends of its streams, then those of its orders, its answers, its group."""
+BORN, NO_ROOM, DEAD, PREPARED = b"B", b"N", b"D", b"R"
+"""News: a child's process id; why there is none, as an errno; an end, with status and processor time; done."""
+NEWS = struct.Struct("!cIiQ")
+OWN_PAGES = b"\1"
+"""Behind an order: the child will be in a snapshot."""
+AS_PREPARED, LOOK_AGAIN = b"\0", b"\1"
+"""Before a child's request: whether what it found out ahead of it may have changed."""
+SPENT = struct.Struct("d")
+"""From a child that is ready: the processor seconds that it has used before its request."""
+STAMPED = ("read", "dropped", "begun")
+STAMPS = struct.Struct("3d")
+"""From a child that is traced: when it had its request, its user, its program."""
+PACKET_BYTES = 16
+_MOST_DESCRIPTORS = 8
+_INT = struct.Struct("i")
+
+
+def pair():
+    """Return both ends of a new connection."""
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+
+
+def send(sock, data, descriptors=()):
+    """Send one packet. Raises `OSError`."""
+    packed = b"".join(map(_INT.pack, descriptors))
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if descriptors else []
+    sock.sendmsg([data], rights)
+
+
+def receive(sock):
+    """Return the next packet and the descriptors that came with it; no bytes when the other end is gone."""
+    data, ancillary, _, _ = sock.recvmsg(
+        PACKET_BYTES + NEWS.size, _socket.CMSG_LEN(_MOST_DESCRIPTORS * _INT.size), _socket.MSG_CMSG_CLOEXEC
+    )
+    descriptors = [fd for _, _, packed in ancillary for (fd,) in _INT.iter_unpack(packed)]
+    return data, descriptors

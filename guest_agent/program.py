@@ -1,0 +1,268 @@
+"""A script in Python: run as `python3 -u FILE ARGUMENTS` would, in a fork of an interpreter that is warm.
+
+Reading, running and reporting follow CPython's `pymain_run_python`, `_PyErr_PrintEx` and `Py_FinalizeEx`. The end
+differs in one thing: what every interpreter has (the standard library, built-in types) is not taken apart object by
+object, which takes longer than most programs and which no program notices.
+"""
+
+import _signal
+import _thread
+import builtins
+import contextlib
+import ctypes
+import gc
+import os
+import site
+import sys
+import types
+import weakref
+from importlib.machinery import SourceFileLoader
+
+from hidden import hidden
+
+_HOME = os.path.dirname(os.path.abspath(__file__))
+_PYTHON = "/usr/bin/python3"
+_OF_SYS_TO_CLEAR = (
+    *("path", "argv", "ps1", "ps2", "last_type", "last_value", "last_traceback", "last_exc"),
+    *("path_hooks", "path_importer_cache", "meta_path", "__interactivehook__"),
+)
+_FLUSH_FAILED = 120
+_PR_SET_MM = 35
+_ARG_START, _ARG_END, _ENV_START, _ENV_END = 8, 9, 10, 11
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fopen.restype = ctypes.c_void_p
+_modules = sys.modules
+_own = frozenset()
+"""The modules that the zygote has loaded; those that a program adds are taken down at its end."""
+_of_sys = frozenset()
+_kept = []  # the modules of every interpreter, at the end: nobody takes them down
+_shown = []  # what the kernel shows as command line and environment of this process
+
+
+def prepare():
+    """Do once, in the zygote, what every child finds done."""
+    hide()
+    text = b"".join(os.fsencode(f"{name}={value}\0") for name, value in os.environ.items())
+    _show(_ENV_START, _ENV_END, text)
+
+
+def hide():
+    """Leave nothing of ours to be seen by programs."""
+    global _own, _of_sys
+    sys.path[:] = [entry for entry in sys.path if entry != _HOME]
+    sys.path_importer_cache.pop(_HOME, None)
+    for name, module in list(_modules.items()):
+        if name != "__main__" and (getattr(module, "__file__", None) or "").startswith(_HOME + os.sep):
+            del _modules[name]
+    _own, _of_sys = frozenset(_modules), frozenset(vars(sys)) | {"last_type", "last_value", "last_traceback"}
+
+
+def show_command(argv):
+    """Have the kernel show this process as if it had been started by this command. Needs root."""
+    _show(_ARG_START, _ARG_END, b"".join(os.fsencode(word) + b"\0" for word in argv))
+
+
+def _show(start, end, text):
+    text = ctypes.create_string_buffer(text)
+    address, size = ctypes.addressof(text), len(text) - 1
+    # In this order the begin is never behind the end: what is on the heap lies below what is on the stack.
+    for which, where in ((start, address), (end, address + size)):
+        _libc.prctl(_PR_SET_MM, which, ctypes.c_ulong(where), 0, 0)
+    _shown.append(text)
+
+
+def find_user_packages(account):
+    """Let the packages that this user has installed count, as the start of an interpreter does."""
+    base = f"{account.pw_dir}/.local"
+    below = f"{base}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    if below != site.USER_SITE:
+        sys.path[:] = [entry for entry in sys.path if entry != site.USER_SITE]
+        site.USER_BASE, site.USER_SITE = base, below
+    if below in sys.path or not os.path.isdir(below):
+        return
+    ends = ("dist-packages", "site-packages")
+    place = next((index for index, entry in enumerate(sys.path) if entry.endswith(ends)), len(sys.path))
+    behind = sys.path[place:]
+    del sys.path[place:]
+    site.addsitedir(below)
+    sys.path += behind
+
+
+@hidden
+def run(fields, begin):
+    """Run the script as `__main__` and end this process as an interpreter would. Never returns."""
+    main = vars(_new_main())
+    code = _load(fields["path"], fields["argv"], main)
+    begin()
+    status = 1
+    if code is not None:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        error = _execute(code, main)
+        status = 0 if error is None else _report(error)
+        for name in ("__file__", "__cached__"):
+            main.pop(name, None)
+        error = None
+    code = main = fields = begin = None
+    end(status)
+
+
+@hidden
+def _execute(code, main):
+    """Run the code; return the exception that nothing in it has caught. It is not being handled any more then."""
+    try:
+        exec(code, main)
+    except BaseException as error:
+        return error
+
+
+def _new_main():
+    """Make the module that a program's names are in, with what it has in every interpreter."""
+    main = _modules["__main__"] = types.ModuleType("__main__")
+    vars(main).update(__annotations__={}, __builtins__=builtins)
+    return main
+
+
+def _load(path, arguments, main):
+    """Return the script's code; None if it is none, which has been said then."""
+    sys.argv[:] = [path, *arguments]
+    sys.orig_argv[:] = ["python3", "-u", path, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    main.update(__loader__=SourceFileLoader("__main__", path), __file__=path, __cached__=None)
+    with open(path, "rb") as file:
+        data = file.read()
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return compile(data, path, "exec", dont_inherit=True)
+    del main["__file__"], main["__cached__"]
+    # CPython says in its own words what is wrong when it reads the file itself.
+    name = os.fsencode(path)
+    ctypes.pythonapi.PyRun_SimpleFileExFlags(ctypes.c_void_p(_libc.fopen(name, b"rb")), name, 1, None)
+    return None
+
+
+@hidden
+def _report(error):
+    """Do what CPython does about an exception that nobody has caught; return the exit status, or minus a signal."""
+    if isinstance(error, SystemExit):
+        return _exit_status(error)
+    kind, trace = type(error), error.__traceback__
+    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    try:
+        hook = sys.excepthook
+    except AttributeError:
+        _write_error("sys.excepthook is missing\n")
+        sys.__excepthook__(kind, error, trace)
+    else:
+        try:
+            hook(kind, error, trace)
+        except SystemExit as exit_:
+            return _exit_status(exit_)
+        except BaseException as failure:
+            _write_error("Error in sys.excepthook:\n")
+            sys.__excepthook__(type(failure), failure, failure.__traceback__)
+            _write_error("\nOriginal exception was:\n")
+            sys.__excepthook__(kind, error, trace)
+    return -_signal.SIGINT if kind is KeyboardInterrupt else 1
+
+
+def _exit_status(exit_):
+    try:
+        code = exit_.code
+    except Exception:
+        code = exit_
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    try:
+        _write_error(str(code))
+    except BaseException:  # its text cannot be made: CPython goes on without
+        pass
+    _write_error("\n")
+    return 1
+
+
+def _write_error(text):
+    try:
+        sys.stderr.write(text)
+    except Exception:  # closed, replaced by something else, or None
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+
+
+@hidden
+def end(status):
+    """End the process as `Py_FinalizeEx` and `exit` do."""
+    if (threading := _modules.get("threading")) is not None:
+        threading._shutdown()
+    if "atexit" in _modules:
+        _modules["atexit"]._run_exitfuncs()
+    # Threads that go on are stopped, and streams that do not take their last text are told, by CPython alone.
+    if _thread._count() or not _flush():
+        _finish(status)
+    _take_down()
+    if not _flush():
+        status = status if status < 0 else _FLUSH_FAILED
+    if status < 0:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    _libc.exit(status)
+
+
+@hidden
+def _finish(status):
+    ctypes.pythonapi.Py_Exit(128 - status if status < 0 else status)
+
+
+@hidden
+def _flush():
+    """Flush the standard streams that a program may have replaced; return whether that worked."""
+    done = True
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
+        try:
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except BaseException:
+            done = False
+    return done
+
+
+@hidden
+def _take_down():
+    """Let go of all that the program has made, in the order in which CPython does: finalizers run, files are closed."""
+    gc.collect()
+    sys.is_finalizing = (True).__bool__
+    for name in _OF_SYS_TO_CLEAR:
+        if name in vars(sys):
+            setattr(sys, name, None)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    left = []
+    for name, module in list(_modules.items()):
+        if name in _own and name != "__main__":
+            _kept.append(module)
+        else:
+            with contextlib.suppress(TypeError):  # it may be anything
+                left.append(weakref.ref(module))
+        _modules[name] = None
+    module = None
+    gc.collect()
+    for reference in reversed(left):
+        if (module := reference()) is not None:
+            _clear(module)
+            module = None
+    gc.collect()
+    for name in vars(sys).keys() - _of_sys:
+        setattr(sys, name, None)
+
+
+@hidden
+def _clear(module):
+    names = getattr(module, "__dict__", None)
+    if not isinstance(names, dict):
+        return
+    for is_first in (True, False):
+        for name in list(names):
+            is_private = isinstance(name, str) and name[:1] == "_" and name[1:2] != "_"
+            if name != "__builtins__" and is_private is is_first:
+                names[name] = None

@@ -1,0 +1,96 @@
+"""A Python interpreter that does nothing but fork: its children become the programs that the agent is asked for.
+
+It never sees a request, so nobody finds another one's data in a child's memory. Each child reads its own request from a
+pipe. The zygote is the parent of its children and tells the agent how they end; should it be killed itself, they
+become the agent's.
+"""
+
+import _signal
+import _socket
+import gc
+import os
+import resource
+import select
+import sys
+
+import child
+import limits
+import memory
+import orders
+import orphans
+from hidden import hidden
+
+_SOCKET = 3
+
+
+class Begin(BaseException):
+    """Raised by the main module for `live` to be called."""
+
+
+@hidden
+def live(*_error):
+    """Serve the agent; in a child, be the program. Never returns."""
+    _prepare()
+    child.be(_serve())
+
+
+def _prepare():
+    """Leave nothing of ours to be seen by children, and have ready what each of them needs."""
+    sys.excepthook = sys.__excepthook__
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
+    child.prepare()
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits.OPEN_FILES_USUAL, limits.OPEN_FILES))
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})  # until a child knows what to make of one
+    gc.collect()
+    gc.freeze()
+
+
+def _serve():
+    """Carry out orders until the agent is gone; return the request in each child."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=_SOCKET)
+    sock.setblocking(True)
+    deaths = orphans.open_deaths()
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    poll.register(deaths, select.POLLIN)
+    while True:
+        for fd, _events in poll.poll():
+            if fd == deaths:
+                orphans.forget(deaths)
+                _tell_deaths(sock)
+                continue
+            order, descriptors = orders.receive(sock)
+            if not order:
+                os._exit(0)
+            if order[:1] == orders.PREPARE:
+                gc.collect()
+                gc.freeze()
+                memory.own()
+                sock.send(orders.NEWS.pack(orders.PREPARED, 0, 0, 0))
+                continue
+            try:
+                pid = os.fork()
+            except OSError as error:
+                news = orders.NO_ROOM, 0, error.errno, 0
+            else:
+                if pid == 0:
+                    sock.detach()  # its number becomes another's
+                    return child.wait_for_request(order, descriptors)
+                news = orders.BORN, pid, 0, 0
+            for descriptor in descriptors:
+                os.close(descriptor)
+            sock.send(orders.NEWS.pack(*news))
+
+
+def _tell_deaths(sock):
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        spent = int((usage.ru_utime + usage.ru_stime) * 1e6)
+        sock.send(orders.NEWS.pack(orders.DEAD, pid, status, spent))
