@@ -215,6 +215,7 @@ class Agent:
 def _make(told):
     boot.mount_everything()
     boot.protect_self()
+    boot.harden()
     agent = Agent(boot.open_port())
     told("agent")
     return agent

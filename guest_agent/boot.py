@@ -16,6 +16,17 @@ import wire
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _RESERVED = 5
+SUDO = "/etc/sudoers.d/sandbox"
+"""In images whose unprivileged user may become root; `images/init` looks for it, too."""
+_NO_NEW_PRIVS = 38
+_HARDENED = (
+    ("fs/protected_symlinks", "1"),  # this and the next three as Debian's procps sets them
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "2"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/sysrq", "0"),
+)
 _RB_POWER_OFF = 0x4321FEDC
 
 
@@ -71,6 +82,22 @@ def protect_self():
     os.umask(0o022)
 
 
+def harden():
+    """Leave an unprivileged program no way to more rights, unless the image gives its user `sudo`."""
+    for name, value in _HARDENED:
+        _set_kernel(name, value)
+    if not os.path.exists(SUDO) and _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+
+
+def _set_kernel(name, value):
+    try:
+        with open(f"/proc/sys/{name}", "w") as file:
+            file.write(value)
+    except FileNotFoundError:  # a kernel built without it
+        pass
+
+
 def open_port():
     """Return the channel's descriptor: the virtio-serial port that bears our name."""
     ports = "/sys/class/virtio-ports"
@@ -83,12 +110,8 @@ def open_port():
 
 def calm_kernel():
     """Switch off the housekeeping that would wake a clone before it has done anything: nobody needs it for so short."""
-    for name, value in (("stat_interval", "3600"), ("compaction_proactiveness", "0")):
-        try:
-            with open(f"/proc/sys/vm/{name}", "w") as file:
-                file.write(value)
-        except FileNotFoundError:  # a kernel built without it
-            pass
+    _set_kernel("vm/stat_interval", "3600")
+    _set_kernel("vm/compaction_proactiveness", "0")
 
 
 def remember_user(uid):
