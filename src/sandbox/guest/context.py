@@ -20,6 +20,7 @@ from sandbox.guest.execution import Execution
 from sandbox.guest.language import cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
 from sandbox.guest.server import Server, ServerGone
+from sandbox.handle import Handle
 from sandbox.result import CellResult
 from sandbox.wire import GRANT_BYTES, WINDOW_BYTES, Kind
 
@@ -28,7 +29,7 @@ INTERRUPT_SECONDS = 1.0
 _SENT_AT_ONCE = WINDOW_BYTES - GRANT_BYTES
 
 
-class Context:
+class Context(Handle):
     """One interpreter in the guest, used by one call at a time; further calls wait for their turn.
 
         async with vm.context() as context:

@@ -24,6 +24,7 @@ from sandbox.guest.fileserver import (
     why_gone,
 )
 from sandbox.guest.server import Server, ServerGone
+from sandbox.handle import Handle
 
 READ_BYTES = 256 * 1024 * 1024
 LIST_ENTRIES = 100_000
@@ -37,7 +38,7 @@ _AT_A_STRETCH = 256
 """After so many pieces that were there already, others have their turn in the event loop."""
 
 
-class Files:
+class Files(Handle):
     """Handles files in the guest as one user. Relative paths start at the working directory.
 
     A refusal raises `GuestFileError` with the guest's `errno`. Only regular files are read and written: a FIFO or a
