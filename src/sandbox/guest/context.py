@@ -17,8 +17,9 @@ from sandbox.guest.cell import Answer, Cell
 from sandbox.guest.client import GuestClient
 from sandbox.guest.events import StreamName
 from sandbox.guest.execution import Execution
-from sandbox.guest.language import cell_request, interruption, is_up_at_once
+from sandbox.guest.language import answer_bound, cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
+from sandbox.guest.said import fault
 from sandbox.guest.server import Server, ServerGone
 from sandbox.handle import Handle
 from sandbox.result import CellResult
@@ -44,7 +45,7 @@ class Context(Handle):
     ) -> None:
         self.language = language
         self._capture_bytes = _not_negative(capture_bytes)
-        self._server = Server(client, request)
+        self._server = Server(client, request, answer_bound(language))
         self._turn = anyio.Lock(fast_acquire=True)
         self._number = 0
         self._busy_with = 0
@@ -167,7 +168,7 @@ class Context(Handle):
         try:
             return Answer.model_validate(await self._server.receive_json())
         except ValidationError as error:
-            raise self._server.nonsense(str(error).splitlines()[0]) from error
+            raise self._server.nonsense(fault(error)) from None
 
     async def _make_ready(self) -> None:
         """Have standard input at its end, and skip the answer of a cell that was cancelled."""
