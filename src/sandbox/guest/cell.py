@@ -81,8 +81,8 @@ class Cell:
             said = f"timed out after {timeout:g} s and was interrupted; the context lives on"
             certificate = DeathCertificate(Cause.DEADLINE, said, retry_safe=False)
         elif status:
-            said = f"raised {answer.error.name}: {answer.error.text}" if answer.error else f"ended with {status}"
-            certificate = DeathCertificate(Cause.EXIT_STATUS, said[:1000], retry_safe=False)
+            said = f"raised {answer.error}" if answer.error else f"ended with {status}"
+            certificate = DeathCertificate(Cause.EXIT_STATUS, said, retry_safe=False)
         return self._make(
             Outcome.EXITED if timeout is None else Outcome.TIMED_OUT,
             status if timeout is None else None,
