@@ -236,9 +236,11 @@ def test_traces_and_lint(text: str) -> None:
 
 
 def test_lint_of_nothing_but_faults_is_quick() -> None:
-    """A million entries that are none give one error."""
+    """A million entries that are none give one error, and more of them are not looked at."""
     with pytest.raises(TemplateError, match="something else"):
         LintReport.of(b"[" + b"1," * 1_000_000 + b"1]")
+    with pytest.raises(TemplateError, match="more than"):
+        LintReport.of(b"[" + b"1," * 2_000_000 + b"1]")
 
 
 def test_the_command_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ class Bound(NamedTuple):
     @property
     def memory(self) -> int:
         """Bytes of the host's memory that such an answer takes at most, whatever it is."""
-        return 2 * self.bytes + 128 * self.values
+        at_once = min(self.bytes, _AT_ONCE_BYTES)  # what is decoded at once may be a text of four bytes a character
+        return 2 * self.bytes + 4 * at_once + 128 * self.values
 
 
 FILE = Bound(64 * 1024, 64)

@@ -33,7 +33,7 @@ class Answer(Said):
 
     number: int = Field(ge=0, lt=2**63)
     value: dict[str, Any] | None = None
-    displayed: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list, max_length=10_001)
+    displayed: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list, max_length=20_000)
     error: Annotated[CellError | None, BeforeValidator(_few_fields)] = None
     status: int | None = Field(default=None, ge=0, le=255)
 

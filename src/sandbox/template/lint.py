@@ -20,6 +20,7 @@ _PROGRAM = Path(__file__).with_name("inspection.py")
 _SHOWN = 5
 
 
+_MOST_BYTES = 2 * 1024 * 1024
 _PAIRS = TypeAdapter(Annotated[list[tuple[str, str]], FailFast()])
 
 
@@ -73,6 +74,10 @@ class LintReport(_Frozen):
     @classmethod
     def of(cls, said: bytes) -> LintReport:
         """Parse what the guest has printed. Raises `TemplateError` when it is not what the program prints."""
+        if len(said) > _MOST_BYTES:
+            raise TemplateError(
+                f"the inspection of the golden guest said more than {_MOST_BYTES} bytes; clear the image up"
+            )
         try:
             pairs = _PAIRS.validate_json(said, strict=True)
             findings = tuple(Finding(rule=name, severity=RULES[name].severity, where=where) for name, where in pairs)
