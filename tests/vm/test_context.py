@@ -221,7 +221,8 @@ async def test_huge_results_are_cut_and_say_so(vm: VM) -> None:
             value = (await ok(context, data.format(data=json_data))).value
             assert value is not None
             assert ("left out" in value["application/json"]) is is_left_out
-        kinds = "class K:\n    def _repr_mimebundle_(self, **_): return {f'x/{n}': 'x' * 90_000 for n in range(500)}\n"
+        kinds = "M = dict.fromkeys(map('x/{}'.format, range(500)), 'x' * 90_000)\n"
+        kinds += "class K:\n    def _repr_mimebundle_(self, **_): return M\n"
         shown = await ok(context, kinds + "for _ in range(30): display(K())\nK()")
         assert shown.value is not None
         assert shown.value["x/0"] == "x" * 90_000
