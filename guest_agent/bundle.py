@@ -3,9 +3,16 @@
 import base64
 import json
 import os
+import sys
 import traceback
+from itertools import islice
 
 _ANSWER_BYTES = 8 * 1024 * 1024
+_ANSWER_VALUES = 90_000  # the host takes some more of both
+_TOO_MUCH = f"the answer would exceed {_ANSWER_BYTES} bytes or {_ANSWER_VALUES} values"
+_MARKS, _MARKS_BYTES = 4, 16  # around one representation
+_MOST_KINDS = 100
+_MOST_DEPTH = 100  # the host takes 200 levels
 _PLAIN_CHARACTERS = 100_000
 _ERROR_CHARACTERS = 100_000
 _NOTE_BYTES = 200
@@ -28,7 +35,7 @@ def bundle(value):
     found = {}
     offered = _offered(value, "_repr_mimebundle_", include=None, exclude=None)
     if isinstance(offered, dict):
-        found.update({str(kind)[:_NOTE_BYTES]: data for kind, data in offered.items()})
+        found.update({str(kind)[:_NOTE_BYTES]: data for kind, data in islice(offered.items(), _MOST_KINDS)})
     for kind, method in _REPRESENTATIONS.items():
         if kind not in found and (data := _offered(value, method)) is not None:
             found[kind] = data
@@ -55,9 +62,16 @@ def _sendable(kind, data):
     if isinstance(data, str):
         return data
     try:
-        return json.loads(json.dumps(data))
+        plain = json.loads(json.dumps(data))
     except (TypeError, ValueError, RecursionError):
         return f"<{kind} left out: it is no text and no JSON>"
+    return f"<{kind} left out: it is nested too deep>" if _is_deep(plain, _MOST_DEPTH) else plain
+
+
+def _is_deep(data, levels):
+    """Return whether containers are nested in each other on more levels than that."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else None
+    return inner is not None and (levels == 0 or any(_is_deep(one, levels - 1) for one in inner))
 
 
 def describe(error):
@@ -90,19 +104,51 @@ def fit(answer):
     """Cut what is too large to send, and say so, rather than lose all."""
     if _fits(answer):
         return answer
-    room = _ANSWER_BYTES
-    for shown in [answer.get("value") or {}, *answer["displayed"]]:
-        for kind, data in list(shown.items()):
-            size = len(json.dumps(data))
-            if size > room - _NOTE_BYTES:
-                size = _NOTE_BYTES
-                if kind == "text/plain" and room > 12 * _PLAIN_CHARACTERS + _NOTE_BYTES:
-                    shown[kind] = _beginning(data, _PLAIN_CHARACTERS)
-                    size = len(json.dumps(shown[kind]))
-                else:
-                    shown[kind] = f"<{kind} left out: the answer would exceed {_ANSWER_BYTES} bytes>"
-            room -= size + len(kind)
+    room = _Room(_ANSWER_BYTES - sum(_measure(text)[0] for text in answer.get("error", {}).values()))
+    if "value" in answer:
+        room.fit(answer["value"])
+    displayed = answer["displayed"]
+    for number, shown in enumerate(displayed):
+        if not room.fit(shown):
+            displayed[number:] = [{"text/plain": f"<more was left out: {_TOO_MUCH}>"}]
+            break
     return answer
+
+
+class _Room:
+    """What is left of an answer's bytes and values."""
+
+    def __init__(self, size):
+        self._bytes = size
+        self._values = _ANSWER_VALUES
+
+    def fit(self, shown):
+        """Cut what is too large in one bundle; return whether anything of it is left."""
+        for kind, data in list(shown.items()):
+            name = _measure(kind)[0] + _MARKS_BYTES
+            note = f"<{kind} left out: {_TOO_MUCH}>"
+            reserve = name + _measure(note)[0] + _NOTE_BYTES
+            if reserve > self._bytes or self._values < 2 * _MARKS:
+                del shown[kind]
+                continue
+            size, values = _measure(data)
+            if size > self._bytes - reserve or values > self._values - 2 * _MARKS:
+                if kind == "text/plain" and self._bytes > 12 * _PLAIN_CHARACTERS + reserve:
+                    note = _beginning(data, _PLAIN_CHARACTERS)
+                shown[kind] = note
+                size, values = _measure(note)
+            self._bytes -= name + size
+            self._values -= _MARKS + values
+        return bool(shown)
+
+
+def _measure(data):
+    """Return how many bytes it takes, as JSON and in the host's memory, and how many values there are in it."""
+    text = json.dumps(data)
+    if isinstance(data, str):
+        return max(len(text), sys.getsizeof(data)), 0
+    width = 4 if "\\ud" in text else 2 if "\\u" in text else 1
+    return len(text) * width, sum(text.count(mark) for mark in ",:[{")
 
 
 def _fits(answer):

@@ -10,6 +10,7 @@ from content import describe
 from control import Control
 
 _LIST_ENTRIES = 500
+_LIST_CHARACTERS = 100_000  # of names and targets in one message: the host takes 1 MiB, and one may need six bytes
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,7 +47,7 @@ def _exists(_control, request):
 
 
 def _list(control, request):
-    entries = []
+    entries, characters = [], 0
     with os.scandir(request["path"]) as found:
         for entry in found:
             try:
@@ -56,9 +57,10 @@ def _list(control, request):
             except FileNotFoundError:  # removed meanwhile
                 continue
             entries.append(described)
-            if len(entries) == _LIST_ENTRIES:
+            characters += len(entry.name) + len(described.get("target", ""))
+            if len(entries) == _LIST_ENTRIES or characters > _LIST_CHARACTERS:
                 control.send_json({"entries": entries})
-                entries = []
+                entries, characters = [], 0
     control.send_json({"entries": entries})
     return {}
 

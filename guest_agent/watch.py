@@ -14,7 +14,8 @@ _CREATE, _DELETE, _MODIFY, _CLOSE_WRITE = 0x100, 0x200, 0x2, 0x8
 _MOVED_FROM, _MOVED_TO, _ATTRIB, _DELETE_SELF = 0x40, 0x80, 0x4, 0x400
 _OVERFLOW, _IGNORED, _IS_DIRECTORY = 0x4000, 0x8000, 0x40000000
 _ALL = _CREATE | _DELETE | _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _ATTRIB | _DELETE_SELF
-_EVENTS_EACH = 500  # paths may be long, a message may not
+_EVENTS_EACH = 500
+_CHARACTERS_EACH = 100_000  # of paths in one message: the host takes 1 MiB, and a character may need six bytes
 _NAMES = {
     _CREATE: "created",
     _MOVED_TO: "created",
@@ -44,8 +45,20 @@ def serve():
         events = watcher.wait()
         if events is None:
             return 0
-        for start in range(0, len(events), _EVENTS_EACH):
-            control.send_json({"events": events[start : start + _EVENTS_EACH]})
+        for some in _portions(events):
+            control.send_json({"events": some})
+
+
+def _portions(events):
+    some, characters = [], 0
+    for event in events:
+        some.append(event)
+        characters += len(event["path"])
+        if len(some) == _EVENTS_EACH or characters > _CHARACTERS_EACH:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 _UNSEEN = (FileNotFoundError, NotADirectoryError, PermissionError)  # gone again, or not to be looked into

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sandbox.printable import printable
+
+SUMMARY_CHARACTERS = 1000
+
 
 class Cause(StrEnum):
     """The one reason that is stated for an abnormal end."""
@@ -53,6 +57,10 @@ class DeathCertificate:
     """Seconds from the last output to the end; None if there was none."""
     evidence: Mapping[str, object] = field(default_factory=dict)
     """What guest and host saw: counters, log lines, statuses. Words of the guest are data, not proof."""
+
+    def __post_init__(self) -> None:
+        """Have the summary be one line that is safe to show, whoever has written a part of it."""
+        object.__setattr__(self, "summary", printable(self.summary, SUMMARY_CHARACTERS))
 
     def __str__(self) -> str:
         return self.summary

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from sandbox.errors import GuestLost, StartError
+from sandbox.handle import Handle
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.image.store import Image
@@ -15,7 +16,7 @@ from sandbox.trace.stage import recorder, stage, unrecorded
 from sandbox.vm import BOOT_SECONDS, READY_SECONDS, VM, open_vm
 
 
-class ColdBoot:
+class ColdBoot(Handle):
     """Boots one VM per lease from an image: seconds instead of a tenth of one, but nothing is shared with anybody."""
 
     def __init__(self, host: Hypervisor, image: Image, *, memory_mib: int = 256, vcpus: int = 1) -> None:

@@ -26,6 +26,8 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from sandbox.printable import printable
+
 if TYPE_CHECKING:
     from sandbox.certificate import DeathCertificate
     from sandbox.result import Result
@@ -35,6 +37,10 @@ class SandboxError(Exception):
     """Base of every error of this library."""
 
     code: ClassVar[str] = "SANDBOX"
+
+    def __str__(self) -> str:
+        """Return the message as one line: words of a guest may be in it. `args` has it as it was."""
+        return printable(super().__str__())
 
 
 Error = TypeVar("Error", bound=SandboxError)
@@ -125,7 +131,7 @@ class ProtocolError(GuestLost):
 
 
 class GuestFileError(SandboxError, OSError):
-    """The guest refused a file operation; `errno` and `filename` are the guest's words."""
+    """The guest refused a file operation. `errno` is one that this host knows, `filename` what the caller has named."""
 
     code = "GUEST_FILE"
 
@@ -144,3 +150,10 @@ class ExecutionFailed(SandboxError):
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
         self.result = result
+
+    def __str__(self) -> str:
+        """Return how it ended and the program's last words, which may be several lines."""
+        return printable(Exception.__str__(self), keep="\n\t")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.result), self.__dict__

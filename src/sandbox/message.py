@@ -1,14 +1,13 @@
 """Messages between the host and a server inside the guest, on the control streams of an execution.
 
 One definition for both ends, standard library only. A message is a 5-byte header (length, tag) and a body: a JSON
-object, a piece of a file, or nothing. The receiver checks tag and length before it keeps anything of the body.
+object in ASCII, a piece of a file, or nothing. The receiver checks tag and length before it keeps anything of the body.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
@@ -27,8 +26,7 @@ class Tag(IntEnum):
 
 
 JSON_BYTES = 16 * 1024 * 1024
-JSON_VALUES = 500_000
-"""A JSON message has no more values than about so many: each costs up to 80 bytes of the receiver's memory."""
+"""The largest request. What the host takes as an answer is bounded by what it has asked for; see `guest/answers.py`."""
 DATA_BYTES = 128 * 1024
 _LIMITS: Mapping[int, int] = {Tag.JSON: JSON_BYTES, Tag.DATA: DATA_BYTES, Tag.END: 0}
 
@@ -52,7 +50,7 @@ def encode_json(fields: Mapping[str, Any]) -> bytes:
     return encode(Tag.JSON, _ENCODER.encode(fields).encode())
 
 
-def decode_header(header: bytes) -> tuple[int, Tag]:
+def decode_header(header: bytes | bytearray) -> tuple[int, Tag]:
     """Return length and tag; raise `MessageError` unless both are allowed."""
     length, tag = _HEADER.unpack(header)
     limit = _LIMITS.get(tag)
@@ -63,18 +61,13 @@ def decode_header(header: bytes) -> tuple[int, Tag]:
     return length, Tag(tag)
 
 
-def decode_json(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in `body`; raise `MessageError` for anything else.
+def decode_json(body: bytes | bytearray) -> dict[str, Any]:
+    """Return the JSON object in `body`, all at once; raise `MessageError` for anything else.
 
     Numbers that JSON has not (NaN and the infinities) become None, so that whatever comes out is JSON again.
     """
-    if (
-        _marks(body) > JSON_VALUES
-        and _marks(re.sub(rb'"(?:[^"\\]++|\\.?)*+"?', b"", body, flags=re.DOTALL)) > JSON_VALUES
-    ):
-        raise MessageError(f"a message has more than {JSON_VALUES} values")
     try:
-        fields = _JSON.decode(body.decode())
+        fields = _JSON.decode(body.decode("ascii"))
     except (ValueError, RecursionError, MemoryError) as error:
         raise MessageError(f"a message is not JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -82,12 +75,8 @@ def decode_json(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _marks(body: bytes) -> int:
-    """Return how many characters there are that set values apart."""
-    return sum(body.count(mark) for mark in (b",", b":", b"[", b"{"))
-
-
-def _finite(text: str) -> float | None:
+def finite(text: str | bytes) -> float | None:
+    """Return a number of JSON; None for what is beyond the largest float."""
     value = float(text)
     return value if math.isfinite(value) else None
 
@@ -101,29 +90,56 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _JSON = json.JSONDecoder(
-    parse_constant=lambda _: None, parse_float=_finite, object_pairs_hook=_object_without_duplicates
+    parse_constant=lambda _: None, parse_float=finite, object_pairs_hook=_object_without_duplicates
 )
 
 
 class MessageDecoder:
-    """Turns received bytes into messages; holds at most one unfinished message."""
+    """Turns received bytes into messages, one when asked. What was not asked for yet stays as it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, json_bytes: int = JSON_BYTES) -> None:
+        self.json_bytes = json_bytes
+        """The longest JSON message that is taken from now on."""
         self._buffer = bytearray()
+        self._tag = Tag.END
+        self._end = 0
+        """Where the first message ends; 0 as long as its header is not there."""
 
-    def feed(self, data: bytes) -> list[tuple[Tag, bytes]]:
-        """Take received bytes and return the messages that are complete; raise `MessageError` as early as can be."""
+    @property
+    def held(self) -> int:
+        """Bytes of messages that nobody has asked for, or that are not complete."""
+        return len(self._buffer)
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `next` will return one. False also for a header that is not allowed."""
+        return 0 < self._end <= len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Take received bytes; raise `MessageError` as soon as the next message's header is not allowed."""
         self._buffer += data
-        messages: list[tuple[Tag, bytes]] = []
-        start, size = 0, len(self._buffer)
-        with memoryview(self._buffer) as view:  # so that a body is copied once
-            while size - start >= HEADER_BYTES:
-                length, tag = decode_header(bytes(view[start : start + HEADER_BYTES]))
-                end = start + HEADER_BYTES + length
-                if size < end:
-                    break
-                messages.append((tag, bytes(view[start + HEADER_BYTES : end])))
-                start = end
-        if start:
-            del self._buffer[:start]
-        return messages
+        self._look()
+
+    def next(self) -> tuple[Tag, bytes | bytearray] | None:
+        """Return the next message, or None if it is not complete; raise `MessageError` if it is none."""
+        self._look()
+        if not self.has_message:
+            return None
+        buffer, end, self._end = self._buffer, self._end, 0
+        if end <= DATA_BYTES + HEADER_BYTES:
+            with memoryview(buffer) as view:  # so that a body is copied once
+                body: bytes | bytearray = bytes(view[HEADER_BYTES:end])
+            del buffer[:end]
+        else:  # the body keeps its memory, what comes behind it is copied
+            body, self._buffer = buffer, buffer[end:]
+            del body[end:]
+            del body[:HEADER_BYTES]
+        return self._tag, body
+
+    def _look(self) -> None:
+        if self._end or len(self._buffer) < HEADER_BYTES:
+            return
+        length, self._tag = decode_header(self._buffer[:HEADER_BYTES])
+        if self._tag is Tag.JSON and length > self.json_bytes:
+            raise MessageError(f"a message announces {length} bytes of JSON, the limit here is {self.json_bytes}")
+        self._end = HEADER_BYTES + length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +11,11 @@ from typing import Any
 
 from sandbox.certificate import DeathCertificate
 from sandbox.errors import ExecutionFailed
+from sandbox.printable import printable
+
+_SHOWN = 60
+"""Bytes of a stream in a result's `repr`."""
+_MESSAGE = 1000
 
 
 class Outcome(StrEnum):
@@ -30,7 +35,7 @@ class Outcome(StrEnum):
     VM_LOST = "vm_lost"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The end of one execution. Times are float seconds; streams are bytes as the guest wrote them.
 
@@ -71,6 +76,26 @@ class Result:
     """How the streams interleave: lengths in order of arrival, in turn of standard output and standard error."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `start` (restore until ready), `warm_up`, for a pooled VM `queue` and `claim`, and `run`."""
+
+    def __repr__(self) -> str:
+        """Return the end and the beginning of the streams, on one short line."""
+        shown = ", ".join(f"{name}={value}" for name, value in self._shown())
+        return f"<{type(self).__name__} {self.outcome.value}, {shown}>"
+
+    def _shown(self) -> Iterator[tuple[str, str]]:
+        if self.exit_code is not None:
+            yield "exit_code", str(self.exit_code)
+        if self.signal is not None:
+            yield "signal", str(self.signal)
+        for name, data, total in (
+            ("stdout", self.stdout, self.stdout_bytes),
+            ("stderr", self.stderr, self.stderr_bytes),
+        ):
+            if total:
+                yield name, repr(data[:_SHOWN]) if total <= _SHOWN else f"{data[:_SHOWN]!r}… of {total} bytes"
+        yield "duration", f"{self.duration:.3f} s"
+        if self.certificate is not None:
+            yield "certificate", repr(printable(self.certificate.summary, 2 * _SHOWN))
 
     @property
     def ok(self) -> bool:
@@ -130,20 +155,26 @@ class Result:
         """Return this result if `ok`, else raise `ExecutionFailed` that carries it."""
         if self.ok:
             return self
-        tail = self.stderr[-2000:].decode("utf-8", "replace").strip()
+        tail = printable(self.stderr[-2000:].decode("utf-8", "replace").strip(), keep="\n\t")
         raise ExecutionFailed(self.describe() + (f"; its last words:\n{tail}" if tail else ""), self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CellError:
-    """The exception that ended a cell, in the guest's words."""
+    """The exception that ended a cell, in the guest's words. `str` is one line, safe to show."""
 
     name: str
     text: str
     traceback: str
 
+    def __str__(self) -> str:
+        return printable(f"{self.name}: {self.text[:_MESSAGE]}", _MESSAGE)
 
-@dataclass(frozen=True, slots=True)
+    def __repr__(self) -> str:
+        return f"<CellError {printable(str(self), 2 * _SHOWN)}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class CellResult(Result):
     """The end of one call of a persistent context. `exit_code` is 0, or 1 after an error; bash gives its status."""
 
@@ -154,3 +185,14 @@ class CellResult(Result):
     error: CellError | None = None
     context_alive: bool = True
     """Whether the interpreter, and with it all state, lives on."""
+
+    def _shown(self) -> Iterator[tuple[str, str]]:
+        yield from super(CellResult, self)._shown()
+        if self.value is not None:
+            plain = self.value.get("text/plain")
+            yield (
+                "value",
+                printable(plain, _SHOWN) if isinstance(plain, str) else printable(", ".join(self.value), _SHOWN),
+            )
+        if self.displayed:
+            yield "displayed", str(len(self.displayed))

@@ -99,7 +99,7 @@ GUEST_LIMITS: Mapping[int, int] = {
     Kind.READY: READY.size,
     Kind.OUT: CHUNK_BYTES,
     Kind.ERR: CHUNK_BYTES,
-    Kind.EXITED: _CONTROL_BYTES,
+    Kind.EXITED: 16 * 1024,
     Kind.QUIESCED: 0,
     Kind.WINDOW_IN: _WINDOW.size,
     Kind.ANSWER: CHUNK_BYTES,

@@ -37,10 +37,12 @@ def data(body: bytes = b"") -> bytes:
 class FileGuest(Channel):
     """Takes what `takes` says in all of each server's requests, and answers until it is killed."""
 
-    def __init__(self, script: Script, *, takes: int | None = None) -> None:
+    def __init__(self, script: Script, *, takes: int | None = None, is_shell: bool = False) -> None:
         self._frames = Decoder(HOST_LIMITS)
         self._script = script
         self._takes = takes
+        self._is_shell = is_shell
+        """Whether requests are no messages: the script hears of each that something was asked."""
         self._servers: dict[int, _Said] = {}
         self._loop = asyncio.get_running_loop()
         super().__init__()
@@ -67,9 +69,13 @@ class FileGuest(Channel):
         if frame.kind is Kind.ASK:
             if granted := server.take(len(frame.payload)):
                 self._say(Kind.WINDOW_IN, frame.id, window(Kind.ASK, granted))
-            for tag, body in server.asked.feed(frame.payload):
-                if tag is Tag.JSON:
-                    server.script = chain(server.script, self._script(decode_json(body)))
+            if self._is_shell:
+                server.script = chain(server.script, self._script({}))
+            else:
+                server.asked.feed(frame.payload)
+            while (message := server.asked.next()) is not None:
+                if message[0] is Tag.JSON:
+                    server.script = chain(server.script, self._script(decode_json(message[1])))
         elif frame.kind is Kind.WINDOW_OUT:
             stream, count = decode_window(frame.payload, OUTPUTS)
             server.credit += count if stream is Kind.ANSWER else 0

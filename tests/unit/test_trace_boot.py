@@ -79,7 +79,7 @@ def test_stages_end_when_they_were_told_and_lines_when_they_were_logged() -> Non
         "kernel": (10.5, 12.0),
         "until its clock runs": (10.5, 11.0),
         "ACPI: \\_SB_: a long gap": (11.0, 11.4),
-        "a line ?[31m": (11.4001, 11.9),
+        "a line \\x1b[31m": (11.4001, 11.9),
         "Run /init as init process": (11.9, 12.0),
         "mount proc, sys and dev": (12.0, 12.1),
         "load the modules": (12.1, 12.5),

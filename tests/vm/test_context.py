@@ -12,6 +12,7 @@ from sandbox.guest.context import Context
 from sandbox.result import CellResult, Outcome
 from sandbox.vm import VM
 
+DEEP = "eval('[' * 150 + ']' * 150)"
 MIB = 1024 * 1024
 SHOWN = """
 class Shown:
@@ -212,6 +213,21 @@ async def test_huge_results_are_cut_and_say_so(vm: VM) -> None:
         many = await ok(context, "for i in range(20_000): display(i)")
         assert many.displayed[9_999] == {"text/plain": "9999"}
         assert many.displayed[-1] == {"text/plain": "<10000 more were left out>"}
+        wide = (await ok(context, "'x' * 5_000_000 + '\\U0001f600'")).value
+        assert wide is not None
+        assert "more characters were left out" in wide["text/plain"], "each character would take four bytes"
+        data = "class J:\n    def _repr_json_(self): return {data}\nJ()"
+        for json_data, is_left_out in (("[[0]] * 10_000", False), ("[0] * 200_000", True), (DEEP, True)):
+            value = (await ok(context, data.format(data=json_data))).value
+            assert value is not None
+            assert ("left out" in value["application/json"]) is is_left_out
+        kinds = "M = dict.fromkeys(map('x/{}'.format, range(500)), 'x' * 90_000)\n"
+        kinds += "class K:\n    def _repr_mimebundle_(self, **_): return M\n"
+        shown = await ok(context, kinds + "for _ in range(30): display(K())\nK()")
+        assert shown.value is not None
+        assert shown.value["x/0"] == "x" * 90_000
+        assert len(shown.value) < 200
+        assert "more was left out" in shown.displayed[-1]["text/plain"]
         long = await context.run("raise ValueError('\\x01' * 9_000_000)", timeout=60)
         assert long.error is not None
         assert "left out" in long.error.text

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 
-_LINE_CHARACTERS = 4000
+from sandbox.printable import printable
+
 _EVENT_LEVELS = {0: logging.WARNING, 1: logging.INFO}
 
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = "sandbox: " if record.name == "sandbox.setup" else f"sandbox: {record.levelname.lower()}: "
-        message = record.getMessage()
-        return prefix + (message if len(message) <= _LINE_CHARACTERS else message[:_LINE_CHARACTERS] + "…")
+        return prefix + printable(record.getMessage())
 
 
 def configure(*, verbose: int, quiet: bool) -> None:

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 
 from sandbox.cli.exit_code import INTERRUPTED, TOOL_FAILED
 from sandbox.errors import HostFileError, SandboxError
+from sandbox.printable import printable
 
 T = TypeVar("T")
-
-MESSAGE_CHARACTERS = 4000
 
 
 def run(command: Coroutine[Any, Any, int], *, as_json: bool = False) -> int:
@@ -90,7 +89,7 @@ def report(error: SandboxError, *, as_json: bool = False, status: int = TOOL_FAI
 def describe(error: SandboxError) -> dict[str, str]:
     """Return an error's code and words, without a number of the operating system before them."""
     said = error.strerror if isinstance(error, OSError) and error.filename is None else None
-    return {"code": error.code, "message": said or str(error)}
+    return {"code": error.code, "message": printable(said or str(error))}
 
 
 def say(document: Mapping[str, object]) -> None:
@@ -115,9 +114,3 @@ def discard_output() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
-
-
-def printable(text: str) -> str:
-    """Return one line without control characters: what a guest says may be in our messages, and must not act there."""
-    escaped = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return escaped if len(escaped) <= MESSAGE_CHARACTERS else escaped[:MESSAGE_CHARACTERS] + "…"

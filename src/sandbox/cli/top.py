@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sandbox.cli.reporting import reporting
-from sandbox.cli.run import printable
 from sandbox.cli.screen import Screen
 from sandbox.cli.streams import is_interactive
 from sandbox.config import HostConfig
 from sandbox.hypervisor.inventory import MachineRecord, OwnerRecord, owners
 from sandbox.observe.status import PoolStatus, VMStatus, read_status
+from sandbox.printable import printable
 
 _ONCE_SECONDS = 0.5
 _PLAIN_COLUMNS = 150

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, FailFast, Field
 
 from sandbox.certificate import Cause, DeathCertificate
 from sandbox.errors import GuestLost
 from sandbox.guest.events import NAMES, StreamName
 from sandbox.guest.execution import Execution
 from sandbox.guest.output import Record
+from sandbox.guest.said import Said
 from sandbox.result import CellError, CellResult, Outcome
 from sandbox.wire import Kind
 
@@ -21,15 +22,19 @@ _UNBOUNDED = 1 << 62
 _TAIL_BYTES = 64 * 1024
 
 
-class Answer(BaseModel):
+def _few_fields(error: object) -> object:
+    if isinstance(error, dict) and len(error) > len(CellError.__slots__):
+        raise ValueError("an error has more fields than are known")
+    return error
+
+
+class Answer(Said):
     """What a context says about one cell."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: int
+    number: int = Field(ge=0, lt=2**63)
     value: dict[str, Any] | None = None
-    displayed: list[dict[str, Any]] = Field(default_factory=list)
-    error: CellError | None = None
+    displayed: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list, max_length=20_000)
+    error: Annotated[CellError | None, BeforeValidator(_few_fields)] = None
     status: int | None = Field(default=None, ge=0, le=255)
 
 
@@ -76,8 +81,8 @@ class Cell:
             said = f"timed out after {timeout:g} s and was interrupted; the context lives on"
             certificate = DeathCertificate(Cause.DEADLINE, said, retry_safe=False)
         elif status:
-            said = f"raised {answer.error.name}: {answer.error.text}" if answer.error else f"ended with {status}"
-            certificate = DeathCertificate(Cause.EXIT_STATUS, said[:1000], retry_safe=False)
+            said = f"raised {answer.error}" if answer.error else f"ended with {status}"
+            certificate = DeathCertificate(Cause.EXIT_STATUS, said, retry_safe=False)
         return self._make(
             Outcome.EXITED if timeout is None else Outcome.TIMED_OUT,
             status if timeout is None else None,

@@ -15,6 +15,7 @@ from sandbox.guest.execution import Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
+from sandbox.guest.said import fault
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.guest.watchdog import Watchdog
@@ -224,8 +225,8 @@ class GuestClient:
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)
         except (FrameError, ValidationError) as error:
-            said = f"the guest broke the protocol: {str(error).splitlines()[0]}"
-            self._fail(lost(Cause.PROTOCOL, said))
+            said = fault(error) if isinstance(error, ValidationError) else str(error)
+            self._fail(lost(Cause.PROTOCOL, f"the guest broke the protocol: {said}"))
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:

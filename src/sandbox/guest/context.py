@@ -17,9 +17,11 @@ from sandbox.guest.cell import Answer, Cell
 from sandbox.guest.client import GuestClient
 from sandbox.guest.events import StreamName
 from sandbox.guest.execution import Execution
-from sandbox.guest.language import cell_request, interruption, is_up_at_once
+from sandbox.guest.language import answer_bound, cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
+from sandbox.guest.said import fault
 from sandbox.guest.server import Server, ServerGone
+from sandbox.handle import Handle
 from sandbox.result import CellResult
 from sandbox.wire import GRANT_BYTES, WINDOW_BYTES, Kind
 
@@ -28,7 +30,7 @@ INTERRUPT_SECONDS = 1.0
 _SENT_AT_ONCE = WINDOW_BYTES - GRANT_BYTES
 
 
-class Context:
+class Context(Handle):
     """One interpreter in the guest, used by one call at a time; further calls wait for their turn.
 
         async with vm.context() as context:
@@ -43,7 +45,7 @@ class Context:
     ) -> None:
         self.language = language
         self._capture_bytes = _not_negative(capture_bytes)
-        self._server = Server(client, request)
+        self._server = Server(client, request, answer_bound(language))
         self._turn = anyio.Lock(fast_acquire=True)
         self._number = 0
         self._busy_with = 0
@@ -166,7 +168,7 @@ class Context:
         try:
             return Answer.model_validate(await self._server.receive_json())
         except ValidationError as error:
-            raise self._server.nonsense(str(error).splitlines()[0]) from error
+            raise self._server.nonsense(fault(error)) from None
 
     async def _make_ready(self) -> None:
         """Have standard input at its end, and skip the answer of a cell that was cancelled."""

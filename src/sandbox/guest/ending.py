@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sandbox.certificate import Cause, DeathCertificate
+from sandbox.guest.said import Said
 from sandbox.result import Outcome
 
 SIGNAL_MAX = 64
@@ -17,10 +18,8 @@ _FULL_BYTES = 64 * 1024
 _OOM_STATUS = 128 + signal.SIGKILL
 
 
-class Evidence(BaseModel):
+class Evidence(Said, strict=True):
     """What the guest's kernel knew when a program ended badly."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     forks_refused: int = Field(ge=0, le=_COUNT_MAX)
     disk_free_bytes: int = Field(ge=0, le=_COUNT_MAX)
@@ -28,10 +27,8 @@ class Evidence(BaseModel):
     kernel_log: str = Field(default="", max_length=1000)
 
 
-class Stamps(BaseModel):
+class Stamps(Said, strict=True):
     """When the guest did what, in nanoseconds of its wall clock: only for a trace, and only if START asked for it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     received: int = Field(ge=0, le=_COUNT_MAX)
     """The agent took START."""
@@ -49,10 +46,8 @@ class Stamps(BaseModel):
     """The agent told the end."""
 
 
-class End(BaseModel):
+class End(Said, strict=True):
     """The guest's account of how a program ended: data about the program, never trusted for safety."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     code: int | None = Field(ge=0, le=255)
     signal: int | None = Field(ge=1, le=SIGNAL_MAX)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from sandbox.guest.said import Said
 
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """As large as the kernel has them, so that none fills the host's memory."""
+PATH_CHARACTERS = 4096
+"""The longest path that the kernel takes, in bytes, and so in characters too."""
+
+
+def _no_longer_than_a_path(text: str) -> str:
+    if len(text) > PATH_CHARACTERS:
+        raise ValueError(f"a path of {len(text)} characters came")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_no_longer_than_a_path)]
+"""A constraint of pydantic's own would refuse names that are no text."""
 FileType = Literal["file", "directory", "symlink", "fifo", "socket", "device", "other"]
 
 
-class FileStat(BaseModel):
+class FileStat(Said):
     """What the guest says about a file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: FileType
     size: Number
@@ -24,7 +36,7 @@ class FileStat(BaseModel):
     """Seconds since 1970, by the guest's clock."""
     uid: Number
     gid: Number
-    target: str | None = None
+    target: PathText | None = None
     """Where a symbolic link points to."""
 
     @model_validator(mode="after")
@@ -40,13 +52,11 @@ class FileEntry(FileStat):
     name: str
 
 
-class Change(BaseModel):
+class Change(Said):
     """What happened below a watched directory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["created", "removed", "modified", "written", "attributes", "overflow"]
     """`written` is when a writer closes the file. After `overflow` changes were lost: look at everything again."""
-    path: str
+    path: PathText
     """Relative to what is watched; empty for itself."""
     is_directory: bool

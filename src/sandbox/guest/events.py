@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio
 
+from sandbox.handle import Handle
 from sandbox.result import Result
 from sandbox.wire import WINDOW_BYTES, Kind
 
@@ -50,7 +51,7 @@ class Ended:
 Event = Started | Output | Ended
 
 
-class Events:
+class Events(Handle):
     """Gives what an execution has written and writes, then how it ended.
 
     Between the streams the order of arrival is kept, except for what was written before the iteration began: that

@@ -23,6 +23,7 @@ from sandbox.guest.output import Record
 from sandbox.guest.request import Request
 from sandbox.guest.stages import ExecutionStages
 from sandbox.guest.verdict import Ending, lost
+from sandbox.handle import Handle
 from sandbox.result import Outcome, Result
 from sandbox.wire import (
     INPUTS,
@@ -56,7 +57,7 @@ class Status(StrEnum):
     """`wait` returns the result, or raises why the VM was lost; nothing of it runs any more."""
 
 
-class Execution:
+class Execution(Handle):
     """A program that was started in a VM. Nobody needs to wait for it: deadlines and output are kept by callbacks.
 
     Everything that happens to it happens synchronously, on frames, timers and calls, so no cancellation can come

@@ -10,6 +10,7 @@ from typing import Any
 from anyio.lowlevel import checkpoint
 
 from sandbox.errors import ConfigError, GuestFileError
+from sandbox.guest.answers import FILE, FILES, Bound
 from sandbox.guest.client import GuestClient
 from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.fileserver import (
@@ -24,20 +25,20 @@ from sandbox.guest.fileserver import (
     why_gone,
 )
 from sandbox.guest.server import Server, ServerGone
+from sandbox.handle import Handle
 
 READ_BYTES = 256 * 1024 * 1024
 LIST_ENTRIES = 100_000
 LIST_CHARACTERS = 32 * 1024 * 1024
 """The names in a directory and the targets of its links may have so many in all: enough for the longest names."""
 _NAME_CHARACTERS = 255
-_PATH_CHARACTERS = 4096
 _PERMISSIONS = 0o7777
 _OFFSETS = 1 << 63
 _AT_A_STRETCH = 256
 """After so many pieces that were there already, others have their turn in the event loop."""
 
 
-class Files:
+class Files(Handle):
     """Handles files in the guest as one user. Relative paths start at the working directory.
 
     A refusal raises `GuestFileError` with the guest's `errno`. Only regular files are read and written: a FIFO or a
@@ -117,7 +118,7 @@ class Files:
         entries: list[FileEntry] = []
         characters, was_empty = 0, False
         async with self.servers.lend_briefly(path) as server:
-            await ask(server, {"op": "list", "path": path})
+            await ask(server, {"op": "list", "path": path}, FILES)
             while (found := (await answer(server, path, is_last=False)).get("entries")) is not None:
                 more = _entries(server, found)
                 if was_empty and not more:
@@ -164,7 +165,7 @@ class Files:
         server = self.servers.start("watch")
         try:
             try:
-                await ask(server, {"path": path, "recursive": recursive})
+                await ask(server, {"path": path, "recursive": recursive}, FILES)
                 await answer(server, path)
             except ServerGone:
                 raise await why_gone(server, path) from None
@@ -179,8 +180,9 @@ class Files:
             return await answer(server, path)
 
 
-async def ask(server: Server, fields: Mapping[str, object]) -> None:
-    """Send a request; raise `ServerGone` if the guest has no room for it for too long."""
+async def ask(server: Server, fields: Mapping[str, object], bound: Bound = FILE) -> None:
+    """Send a request, and take answers up to this bound; raise `ServerGone` if the guest has no room for too long."""
+    server.expect(bound)
     with patience(server):
         await server.ask(fields)
 
@@ -210,7 +212,7 @@ async def _content(server: Server, path: str, offset: int, limit: int | None) ->
 
 def _entries(server: Server, found: object) -> list[FileEntry]:
     entries = checked(server, FileEntry, found)
-    if any(len(entry.name) > _NAME_CHARACTERS or len(entry.target or "") > _PATH_CHARACTERS for entry in entries):
+    if any(len(entry.name) > _NAME_CHARACTERS for entry in entries):
         raise server.nonsense("a name that is longer than a name can be")
     return entries
 

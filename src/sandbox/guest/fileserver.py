@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -14,14 +15,19 @@ from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestFileError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
+from sandbox.guest.said import fault
 from sandbox.guest.server import Server, ServerGone
 from sandbox.message import DATA_BYTES, Tag
+from sandbox.printable import printable
 from sandbox.result import Outcome
 
 SILENCE_SECONDS = 120.0
 """A file server that neither answers nor takes anything for so long is ended: whoever is root inside may stop it."""
 _SERVERS = 4
 """More do not make a guest of one processor any faster: each of them costs it a start and an end."""
+
+_EXPLAINED = (errno.EINVAL, errno.ENAMETOOLONG)
+"""What the guest's own words are added to: they say what is wrong with a file or a path."""
 
 Content = bytes | AsyncIterable[bytes]
 Said = TypeVar("Said", bound=BaseModel)
@@ -81,12 +87,11 @@ async def answer(server: Server, path: str, *, is_last: bool = True) -> dict[str
 async def piece(server: Server, path: str) -> bytes | None:
     """Return the next piece of content, or None at its end; raise the refusal if the file cannot be read further."""
     with patience(server):
-        tag, body = await server.receive()
-    if tag is Tag.JSON:
-        fields = server.decode(body)
+        found = await server.receive()
+    if isinstance(found, dict):
         server.is_idle = True
-        raise _refusal(server, fields, path)
-    return body if tag is Tag.DATA else None
+        raise _refusal(server, found, path)
+    return found
 
 
 @contextmanager
@@ -105,8 +110,10 @@ def checked(server: Server, model: type[Said], found: object) -> list[Said]:
         if not isinstance(found, list):
             raise TypeError(f"{type(found).__name__} came instead of a list")
         return [model.model_validate(one) for one in found]
-    except (TypeError, ValidationError) as error:
-        raise server.nonsense(str(error).splitlines()[0]) from error
+    except TypeError as error:
+        raise server.nonsense(str(error)) from error
+    except ValidationError as error:
+        raise server.nonsense(fault(error)) from None
 
 
 async def send_content(server: Server, content: Content) -> None:
@@ -159,7 +166,7 @@ async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
 async def why_gone(server: Server, path: str) -> GuestFileError:
     """Return what to raise when a file server has ended; raise `GuestLost` if it is because the VM has."""
     result = await server.execution.wait()
-    said = result.stderr.decode("utf-8", "replace").strip()[-500:]
+    said = printable(result.stderr[-500:].decode("utf-8", "replace").strip())
     number = errno.ETIMEDOUT if result.outcome is Outcome.TIMED_OUT else errno.EIO
     return GuestFileError(number, f"the guest's file server ended ({said or result.describe()})", path)
 
@@ -172,6 +179,11 @@ def check_path(path: str) -> None:
 
 def _refusal(server: Server, fields: Mapping[str, Any], path: str) -> GuestFileError:
     number, text = fields.get("errno"), fields.get("text")
-    if not isinstance(number, int) or not isinstance(text, str):
+    if type(number) is not int or not isinstance(text, str):
         raise server.nonsense("an error without number and text")
-    return GuestFileError(number, text[:1000], path)
+    if number not in errno.errorcode:
+        number = errno.EIO
+    said = os.strerror(number)
+    if number in _EXPLAINED and text != said:
+        said += f" ({printable(text, 200)})"
+    return GuestFileError(number, said, path)

@@ -22,7 +22,8 @@ class Follower(Protocol):
 class AnswerSink(Protocol):
     """Who reads a server's control stream."""
 
-    taken: int
+    @property
+    def taken(self) -> int: ...
 
     def feed(self, data: bytes) -> None: ...
     def wake(self) -> None: ...

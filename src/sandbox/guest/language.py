@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandbox.errors import ConfigError
+from sandbox.guest.answers import CELL, STATUS, Bound
 from sandbox.guest.request import Request
 from sandbox.message import JSON_BYTES, encode_json
 
@@ -69,6 +70,11 @@ def cell_request(language: str, code: str) -> Callable[[int], bytes]:
 def interruption(language: str, number: int) -> bytes:
     """Return what says, behind a request, that its cell is not to begin; after its end it is skipped."""
     return b"\0\0" if language == "bash" else encode_json({"interrupt": number})
+
+
+def answer_bound(language: str) -> Bound:
+    """Return the largest answer to a cell."""
+    return STATUS if language == "bash" else CELL
 
 
 def is_up_at_once(language: str) -> bool:

@@ -21,6 +21,7 @@ from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
 from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
 from sandbox.guest.tree import TreeReport
+from sandbox.handle import Handle
 from sandbox.result import Result
 
 OutputSink = Callable[[StreamName, bytes], Awaitable[None] | None]
@@ -58,7 +59,7 @@ class RunOptions(ProgramOptions, total=False):
     """Rows and columns of a terminal to run in, instead of pipes."""
 
 
-class Sandbox:
+class Sandbox(Handle):
     """The inside of one leased VM. Any number of programs, interpreters and file operations at once.
 
     Errors of the transport are exceptions (`GuestLost`); whatever a program does is data in its `Result`.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from sandbox.certificate import Cause
+from sandbox.guest.answers import FILE, Bound, Decoding
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
-from sandbox.message import HEADER_BYTES, MessageDecoder, MessageError, Tag, decode_json, encode, encode_json
+from sandbox.message import MessageDecoder, MessageError, Tag, encode, encode_json
 from sandbox.wire import Kind
 
 
@@ -22,17 +23,28 @@ class ServerGone(Exception):
 class Server:
     """One such program. What it says is the guest's word: it is checked, and harms nobody but its own caller."""
 
-    def __init__(self, client: GuestClient, request: Request) -> None:
-        self.taken = 0
+    def __init__(self, client: GuestClient, request: Request, bound: Bound = FILE) -> None:
         self.is_idle = True
         """Whether the last request has come to its end, so that another one may follow."""
         self.execution = client.start(request)
         self._decoder = MessageDecoder()
-        self._messages: deque[tuple[Tag, bytes]] = deque()
+        self._bound = bound
+        self._decoding: Decoding | None = None
         self._fed = 0
-        self._queued = 0
         self._news = anyio.Event()
+        self.expect(bound)
         self.execution.take_answers(self)
+
+    @property
+    def taken(self) -> int:
+        """How many bytes are off the guest's window.
+
+        Not what nobody has asked for: it stays as it came, so that small messages cost no more than large ones. A
+        message that is coming is taken, up to its bound, if no other is being decoded.
+        """
+        if self._decoding is not None:
+            return self._fed - self._decoder.held - self._decoding.size
+        return self._fed - (self._decoder.held if self._decoder.has_message else 0)
 
     @property
     def is_alive(self) -> bool:
@@ -41,8 +53,13 @@ class Server:
 
     @property
     def has_answered(self) -> bool:
-        """Whether there is a message that nobody has received."""
-        return bool(self._messages)
+        """Whether something has come that nobody has received."""
+        return bool(self._decoder.held)
+
+    def expect(self, bound: Bound) -> None:
+        """Take answers up to this bound from now on. It is stated before a request is sent."""
+        self._bound = bound
+        self._decoder.json_bytes = bound.bytes
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the answer stream. What comes from a server whose end was ordered goes nowhere."""
@@ -50,13 +67,10 @@ class Server:
             return
         self._fed += len(data)
         try:
-            messages = self._decoder.feed(data)
+            self._decoder.feed(data)
         except MessageError as error:
             self.nonsense(str(error))
             return
-        self._messages.extend(messages)
-        self._queued += sum(HEADER_BYTES + len(body) for _, body in messages)  # a body may be empty
-        self.taken = self._fed - self._queued
         self.wake()
 
     def wake(self) -> None:
@@ -70,32 +84,43 @@ class Server:
         """Send a piece that belongs to a request."""
         await self.execution.send_input(Kind.ASK, encode(tag, body))
 
-    async def receive(self) -> tuple[Tag, bytes]:
-        """Return the next message; raise `ServerGone` if there will be none."""
-        while not self._messages:
+    async def receive(self) -> dict[str, Any] | bytes | None:
+        """Return the next message: the fields of an answer, a piece of content, or None for its end.
+
+        A large answer is decoded in steps, between which others have their turn. When that is cancelled, the next
+        call goes on with it. Raises `ServerGone` if there will be no message.
+        """
+        try:
+            if self._decoding is None:
+                tag, body = await self._next()
+                if tag is not Tag.JSON:
+                    self.execution.settle(Kind.ANSWER)
+                    return bytes(body) if tag is Tag.DATA else None
+                self._decoding = Decoding(body, self._bound)
+            for _ in self._decoding.steps:
+                await checkpoint()
+            fields = self._decoding.fields
+        except MessageError as error:
+            self._decoding = None
+            raise self.nonsense(str(error)) from error
+        self._decoding = None
+        self.execution.settle(Kind.ANSWER)
+        return fields
+
+    async def receive_json(self) -> dict[str, Any]:
+        """Return the next message's fields; raise `ServerGone` if it has none."""
+        fields = await self.receive()
+        if not isinstance(fields, dict):
+            raise self.nonsense("content came instead of JSON")
+        return fields
+
+    async def _next(self) -> tuple[Tag, bytes | bytearray]:
+        while (message := self._decoder.next()) is None:
             if self.execution.has_ended:
                 raise ServerGone
             self._news = anyio.Event()
             await self._news.wait()
-        tag, body = self._messages.popleft()
-        self._queued -= HEADER_BYTES + len(body)
-        self.taken = self._fed - self._queued
-        self.execution.settle(Kind.ANSWER)
-        return tag, body
-
-    async def receive_json(self) -> dict[str, Any]:
-        """Return the next message's fields; raise `ServerGone` if it has none."""
-        tag, body = await self.receive()
-        if tag is not Tag.JSON:
-            raise self.nonsense(f"a {tag.name} message came instead of JSON")
-        return self.decode(body)
-
-    def decode(self, body: bytes) -> dict[str, Any]:
-        """Return the fields of a JSON message."""
-        try:
-            return decode_json(body)
-        except MessageError as error:
-            raise self.nonsense(str(error)) from error
+        return message
 
     def nonsense(self, what: str) -> ServerGone:
         """End a server that said what an honest one would not; return what to raise."""

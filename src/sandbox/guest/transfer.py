@@ -18,6 +18,7 @@ from sandbox.guest.entry import FileEntry
 from sandbox.guest.files import Files, ask, next_piece
 from sandbox.guest.fileserver import answer
 from sandbox.guest.hostfile import make_host, read_host, stat_host, walk_host, write_host
+from sandbox.guest.said import fault
 from sandbox.guest.tree import MOST_BYTES, MOST_ENTRIES, TreeReport, TreeWriter
 
 
@@ -45,7 +46,7 @@ async def download(
                 try:
                     entry = FileEntry.model_validate(fields["entry"])
                 except ValidationError as error:
-                    raise server.nonsense(str(error).splitlines()[0]) from error
+                    raise server.nonsense(fault(error)) from None
                 await in_thread(writer.begin, entry)
                 if entry.type == "file":
                     while (data := await next_piece(server, source)) is not None:

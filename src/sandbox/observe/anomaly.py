@@ -13,13 +13,14 @@ from pathlib import Path
 
 from sandbox.errors import ConfigError
 from sandbox.event import EventKind, LifeEvent, Observer
+from sandbox.handle import Handle
 from sandbox.observe.rules import Anomaly, Rule, SampleRule, default_rules
 from sandbox.proc import proc_text
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-class Anomalies:
+class Anomalies(Handle):
     """An observer of one pool that tells what its rules find as further events, of the kind `ANOMALY`.
 
         rules = [RestoreDrift(), CpuStorm(seconds=30, kill=True)]

@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 
 from sandbox.errors import ConfigError
 from sandbox.event import LifeEvent
+from sandbox.handle import Handle
 from sandbox.log import log
 from sandbox.observe.audit_line import audit_line, gap_line
 from sandbox.observe.rotating_file import RotatingFile
@@ -27,7 +28,7 @@ _BATCH = 256
 Line = Callable[[], str]
 
 
-class AuditLog:
+class AuditLog(Handle):
     """An observer of any number of pools that writes what they tell.
 
         async with AuditLog("audit.jsonl") as audit, VMPool(config, observers=[audit]) as pool: ...

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sandbox.event import EventKind, LifeEvent
+from sandbox.handle import Handle
 from sandbox.observe.extra import missing
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _LEASE = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 _EXECUTION = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600)
 
 
-class Metrics:
+class Metrics(Handle):
     """An observer of any number of pools; all of them add up.
 
         metrics = Metrics()

@@ -7,13 +7,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sandbox.event import EventKind, LifeEvent
+from sandbox.handle import Handle
 from sandbox.observe.extra import missing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 
-class Tracing:
+class Tracing(Handle):
     """An observer of any number of pools.
 
         async with VMPool(config, observers=[Tracing()]) as pool: ...

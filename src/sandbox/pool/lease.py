@@ -9,13 +9,14 @@ import anyio
 
 from sandbox.errors import StateError
 from sandbox.guest.identity import Receipt
+from sandbox.handle import Handle
 from sandbox.vm import VM
 
 if TYPE_CHECKING:
     from sandbox.pool.slot import Slot
 
 
-class Lease:
+class Lease(Handle):
     """One VM for one caller. It is never lent again and never bound to another: releasing destroys it."""
 
     def __init__(self, slot: Slot, vm: VM, ttl: float | None) -> None:

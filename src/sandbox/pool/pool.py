@@ -15,6 +15,7 @@ from sandbox.config import PoolConfig, TemplateConfig
 from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
 from sandbox.event import EventKind, Observer
 from sandbox.guest.sandbox import RunOptions
+from sandbox.handle import Handle
 from sandbox.log import log
 from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
@@ -30,7 +31,7 @@ from sandbox.vm import VM, VMSource
 DEFAULT = "default"
 
 
-class VMPool:
+class VMPool(Handle):
     """A pool of fresh VMs, all clones of one template, or of a few.
 
         async with VMPool(PoolConfig(min_size=4)) as pool:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from anyio.to_thread import run_sync
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, TypeAdapter, ValidationError
 
 from sandbox.errors import TemplateError
+from sandbox.printable import printable
 from sandbox.vm import READY_SECONDS, VM
 
 Severity = Literal["fail", "warn"]
 Verdict = Literal["clean", "warned", "failed"]
 _PROGRAM = Path(__file__).with_name("inspection.py")
 _SHOWN = 5
+
+
+_MOST_BYTES = 2 * 1024 * 1024
+_PAIRS = TypeAdapter(Annotated[list[tuple[str, str]], FailFast()])
 
 
 class Rule(NamedTuple):
@@ -69,8 +74,12 @@ class LintReport(_Frozen):
     @classmethod
     def of(cls, said: bytes) -> LintReport:
         """Parse what the guest has printed. Raises `TemplateError` when it is not what the program prints."""
+        if len(said) > _MOST_BYTES:
+            raise TemplateError(
+                f"the inspection of the golden guest said more than {_MOST_BYTES} bytes; clear the image up"
+            )
         try:
-            pairs = TypeAdapter(list[tuple[str, str]]).validate_json(said, strict=True)
+            pairs = _PAIRS.validate_json(said, strict=True)
             findings = tuple(Finding(rule=name, severity=RULES[name].severity, where=where) for name, where in pairs)
         except (ValidationError, KeyError) as error:
             raise TemplateError(f"the inspection of the golden guest said something else: {said[:200]!r}") from error
@@ -89,7 +98,8 @@ class LintReport(_Frozen):
         if not failed:
             return self
         said = [
-            f"{finding.rule}: {json.dumps(finding.where)}: {RULES[finding.rule].harm}; {RULES[finding.rule].remedy}"
+            f"{finding.rule}: {printable(json.dumps(finding.where), 400)}: {RULES[finding.rule].harm}; "
+            f"{RULES[finding.rule].remedy}"
             for finding in failed[:_SHOWN]
         ]
         more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""

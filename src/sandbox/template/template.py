@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import StartError, StateError, TemplateError
+from sandbox.handle import Handle
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.hypervisor.threads import telling_shortage
@@ -29,7 +29,7 @@ from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
 _START_ATTEMPTS = 2
 
 
-class Template:
+class Template(Handle):
     """A verified golden snapshot on this host: one generation of a series."""
 
     def __init__(
@@ -85,13 +85,18 @@ class Template:
 
     def warmed(self) -> Template:
         """Return the same source, but of clones that have already run one throw-away command."""
-        warm = copy(self)
+        warm = self._twin()
         warm._is_warm = True
         return warm
 
+    def _twin(self) -> Template:
+        twin = object.__new__(Template)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def at(self, directory: Path) -> Template:
         """Return the same template, held and used in another directory. Blocks."""
-        moved = copy(self)
+        moved = self._twin()
         moved.directory = directory
         moved.spec = replace(self.spec, memory_file=directory / MEMORY, state=directory / STATE)
         moved._hold = Hold.take(directory)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from sandbox.printable import printable
 from sandbox.trace.heard import Heard
 from sandbox.trace.kernel_log import LogLine
 from sandbox.trace.span import Span
@@ -111,4 +112,4 @@ def _told(word: str) -> str:
 
 def _name(text: str) -> str:
     """Return a line of the guest's as a name."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_NAME]).strip() or "?"
+    return printable(text.strip(), _LONGEST_NAME) or "?"
