@@ -88,14 +88,16 @@ def wait_for_request(order, descriptors):
         os.write(ready, orders.SPENT.pack(time.process_time()))
     except BrokenPipeError:  # the request was faster
         pass
-    payload = bytearray()
-    while piece := os.read(asked, 65536):
-        payload += piece
+    payload = os.read(asked, orders.REQUEST_BYTES)
     if not payload:
         os._exit(0)
+    if len(payload) < orders.LENGTH.size + 1 or len(payload) < orders.LENGTH.unpack_from(payload)[0]:
+        while piece := os.read(asked, orders.REQUEST_BYTES):
+            payload += piece
     os.close(asked)
+    payload = payload[orders.LENGTH.size :]
     is_current = account is not None and payload.startswith(orders.AS_PREPARED)
-    request = Request(marshal.loads(memoryview(payload)[1:]), ready, account, groups, is_current)
+    request = Request(marshal.loads(payload[1:]), ready, account, groups, is_current)
     if not request.fields.get("control"):
         os.closerange(_CONTROL, _FREE)
     return request

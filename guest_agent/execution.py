@@ -18,6 +18,7 @@ from wire import Kind
 _FRESH = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "HOME", "GCONV_PATH", "LOCPATH", "NLSPATH")
 """Variables that begin so are read when an interpreter starts: the warm one would not see them."""
 _WARM, _SERVERS = ("python", "interpreter"), ("files", "watch")
+_INLINE_CHARACTERS = 8192
 _CONTEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter_main.py")
 # A child of the zygote may hold copies of its pages: one that was made ahead serves nobody who may hold less.
 _OWN_BYTES = 32 * 1024 * 1024
@@ -182,6 +183,8 @@ class Execution:
         if "code" in self._request:
             self._place()
             fields["path"] = self._script.path
+            if len(self._request["code"]) < _INLINE_CHARACTERS:  # else the child reads the file
+                fields["data"] = self._request["code"].encode("utf-8", "surrogateescape")
         if (command := self._command()) is not None:
             fields["op"], fields["argv"] = "argv", command
         self._body.give(fields, is_alone)

@@ -109,7 +109,7 @@ class Nursery:
 
     def _on_news(self, _events):
         try:
-            data, _ = orders.receive(self._sock)
+            data = self._sock.recv(orders.NEWS.size)
         except OSError:
             data = b""
         if len(data) != orders.NEWS.size:
@@ -190,7 +190,8 @@ class Body:
             os.kill(self.pid, _signal.SIGCONT)
         if told := self._told(SPENT.size):
             self._spent_us = int(SPENT.unpack(told)[0] * 1e6)
-        self._unsent = (orders.AS_PREPARED if is_alone else orders.LOOK_AGAIN) + marshal.dumps(request)
+        data = (orders.AS_PREPARED if is_alone else orders.LOOK_AGAIN) + marshal.dumps(request)
+        self._unsent = orders.LENGTH.pack(orders.LENGTH.size + len(data)) + data
         self._send_on(WRITE)
         if not request.get("trace"):
             os.close(self._ready)

@@ -10,6 +10,9 @@ BORN, NO_ROOM, DEAD, PREPARED = b"B", b"N", b"D", b"R"
 NEWS = struct.Struct("!cIiQ")
 OWN_PAGES = b"\1"
 """Behind an order: the child will be in a snapshot."""
+REQUEST_BYTES = 64 * 1024
+LENGTH = struct.Struct("=Q")
+"""Before a child's request: its length, this and the next byte included."""
 AS_PREPARED, LOOK_AGAIN = b"\0", b"\1"
 """Before a child's request: whether what it found out ahead of it may have changed."""
 SPENT = struct.Struct("d")

@@ -2,13 +2,12 @@
 
 Reading, running and reporting follow CPython's `pymain_run_python`, `_PyErr_PrintEx` and `Py_FinalizeEx`. The end
 differs in one thing: what every interpreter has (the standard library, built-in types) is not taken apart object by
-object, which takes longer than most programs and which no program notices.
+object: each page of memory that a fork touches costs it a fault, which takes longer than most programs.
 """
 
 import _signal
 import _thread
 import builtins
-import contextlib
 import ctypes
 import gc
 import os
@@ -21,7 +20,7 @@ from importlib.machinery import SourceFileLoader
 from hidden import hidden
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
-_PYTHON = "/usr/bin/python3"
+_WORKSPACE = "/workspace"
 _OF_SYS_TO_CLEAR = (
     *("path", "argv", "ps1", "ps2", "last_type", "last_value", "last_traceback", "last_exc"),
     *("path_hooks", "path_importer_cache", "meta_path", "__interactivehook__"),
@@ -31,60 +30,80 @@ _PR_SET_MM = 35
 _ARG_START, _ARG_END, _ENV_START, _ENV_END = 8, 9, 10, 11
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fopen.restype = ctypes.c_void_p
+_libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _modules = sys.modules
 _own = frozenset()
 """The modules that the zygote has loaded; those that a program adds are taken down at its end."""
-_of_sys = frozenset()
-_kept = []  # the modules of every interpreter, at the end: nobody takes them down
+_names_of_sys, _of_sys = frozenset(), 0
+_TRUE = (True).__bool__
+_kept = []  # what every interpreter has, at the end: to take it apart is long work that no program notices
+_command = memoryview(b"")  # the command line that the kernel shows, and where it is
+_command_address = 0
+_COMMAND_BYTES = 32 * 1024
+_SHOWN_FIRST = b"python3\0-u\0" + os.path.join(_HOME, "zygote_main.py").encode() + b"\0"
 _shown = []  # what the kernel shows as command line and environment of this process
 
 
 def prepare():
     """Do once, in the zygote, what every child finds done."""
     hide()
-    text = b"".join(os.fsencode(f"{name}={value}\0") for name, value in os.environ.items())
-    _show(_ENV_START, _ENV_END, text)
+    global _command, _command_address  # noqa: PLW0603 - one zygote
+    _show(_ENV_START, _ENV_END, b"".join(os.fsencode(f"{name}={value}\0") for name, value in os.environ.items()))
+    _command_address = _show(_ARG_START, _ARG_END, bytes(_COMMAND_BYTES + 1))
+    _command = memoryview(_shown[-1]).cast("B")
+    _libc.prctl(_PR_SET_MM, _ARG_END, _command_address + len(_SHOWN_FIRST), 0, 0)
+    _command[: len(_SHOWN_FIRST)] = _SHOWN_FIRST
 
 
 def hide():
     """Leave nothing of ours to be seen by programs."""
-    global _own, _of_sys
+    global _own, _names_of_sys, _of_sys  # noqa: PLW0603 - one interpreter
     sys.path[:] = [entry for entry in sys.path if entry != _HOME]
     sys.path_importer_cache.pop(_HOME, None)
     for name, module in list(_modules.items()):
         if name != "__main__" and (getattr(module, "__file__", None) or "").startswith(_HOME + os.sep):
             del _modules[name]
-    _own, _of_sys = frozenset(_modules), frozenset(vars(sys)) | {"last_type", "last_value", "last_traceback"}
+    _own = frozenset(_modules)
+    _names_of_sys = frozenset(vars(sys)) | {"last_type", "last_value", "last_traceback"}
+    _of_sys = len(vars(sys))
 
 
 def show_command(argv):
     """Have the kernel show this process as if it had been started by this command. Needs root."""
-    _show(_ARG_START, _ARG_END, b"".join(os.fsencode(word) + b"\0" for word in argv))
+    text = "\0".join(argv).encode("utf-8", "surrogateescape")[:_COMMAND_BYTES] + b"\0"
+    _command[: len(text)] = text
+    _libc.prctl(_PR_SET_MM, _ARG_END, _command_address + len(text), 0, 0)
 
 
 def _show(start, end, text):
+    """Have the kernel take a text of ours for the command line or the environment; return where it is."""
     text = ctypes.create_string_buffer(text)
-    address, size = ctypes.addressof(text), len(text) - 1
+    address = ctypes.addressof(text)
     # In this order the begin is never behind the end: what is on the heap lies below what is on the stack.
-    for which, where in ((start, address), (end, address + size)):
-        _libc.prctl(_PR_SET_MM, which, ctypes.c_ulong(where), 0, 0)
+    _libc.prctl(_PR_SET_MM, start, address, 0, 0)
+    _libc.prctl(_PR_SET_MM, end, address + len(text) - 1, 0, 0)
     _shown.append(text)
+    return address
 
 
 def find_user_packages(account):
     """Let the packages that this user has installed count, as the start of an interpreter does."""
     base = f"{account.pw_dir}/.local"
-    below = f"{base}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    if below != site.USER_SITE:
+    if base != site.USER_BASE:
         sys.path[:] = [entry for entry in sys.path if entry != site.USER_SITE]
-        site.USER_BASE, site.USER_SITE = base, below
-    if below in sys.path or not os.path.isdir(below):
+        site.USER_BASE = base
+        site.USER_SITE = f"{base}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    try:
+        os.stat(site.USER_SITE)
+    except OSError:
+        return
+    if site.USER_SITE in sys.path:
         return
     ends = ("dist-packages", "site-packages")
     place = next((index for index, entry in enumerate(sys.path) if entry.endswith(ends)), len(sys.path))
     behind = sys.path[place:]
     del sys.path[place:]
-    site.addsitedir(below)
+    site.addsitedir(site.USER_SITE)
     sys.path += behind
 
 
@@ -92,7 +111,7 @@ def find_user_packages(account):
 def run(fields, begin):
     """Run the script as `__main__` and end this process as an interpreter would. Never returns."""
     main = vars(_new_main())
-    code = _load(fields["path"], fields["argv"], main)
+    code = _load(fields, main)
     begin()
     status = 1
     if code is not None:
@@ -122,16 +141,23 @@ def _new_main():
     return main
 
 
-def _load(path, arguments, main):
+def _load(fields, main):
     """Return the script's code; None if it is none, which has been said then."""
-    sys.argv[:] = [path, *arguments]
-    sys.orig_argv[:] = ["python3", "-u", path, *arguments]
-    sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
-    main.update(__loader__=SourceFileLoader("__main__", path), __file__=path, __cached__=None)
-    with open(path, "rb") as file:
-        data = file.read()
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+    path = fields["path"]
+    sys.argv[:] = [path, *fields["argv"]]
+    sys.orig_argv[:] = ["python3", "-u", *sys.argv]
+    directory = path.rpartition("/")[0]
+    sys.path.insert(0, directory if directory == _WORKSPACE else os.path.realpath(directory))
+    main["__loader__"] = SourceFileLoader("__main__", path)
+    main["__file__"], main["__cached__"] = path, None
+    data = fields.get("data")
+    if data is None:
+        with open(path, "rb") as file:
+            data = file.read()
+    try:
         return compile(data, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        pass
     del main["__file__"], main["__cached__"]
     # CPython says in its own words what is wrong when it reads the file itself.
     name = os.fsencode(path)
@@ -206,7 +232,10 @@ def end(status):
     if status < 0:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    _libc.exit(status)
+    if len(_modules) > len(_own):  # a library may have something to do in C
+        _libc.exit(status)
+    _libc.fflush(None)
+    os._exit(status)
 
 
 @hidden
@@ -232,28 +261,30 @@ def _flush():
 def _take_down():
     """Let go of all that the program has made, in the order in which CPython does: finalizers run, files are closed."""
     gc.collect()
-    sys.is_finalizing = (True).__bool__
+    sys.is_finalizing = _TRUE
+    names = vars(sys)
     for name in _OF_SYS_TO_CLEAR:
-        if name in vars(sys):
-            setattr(sys, name, None)
+        if name in names:
+            _kept.append(names[name])
+            names[name] = None
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     left = []
-    for name, module in list(_modules.items()):
-        if name in _own and name != "__main__":
-            _kept.append(module)
-        else:
-            with contextlib.suppress(TypeError):  # it may be anything
-                left.append(weakref.ref(module))
+    for name in ["__main__"] if len(_modules) == len(_own) else [*(_modules.keys() - _own), "__main__"]:
+        try:
+            left.append(weakref.ref(_modules[name]))
+        except TypeError:  # it may be anything
+            pass
         _modules[name] = None
-    module = None
+    _kept.append(_modules["io"])
+    _modules["io"] = None  # so no line of a source is shown any more
     gc.collect()
     for reference in reversed(left):
         if (module := reference()) is not None:
             _clear(module)
             module = None
-    gc.collect()
-    for name in vars(sys).keys() - _of_sys:
-        setattr(sys, name, None)
+    if len(names) > _of_sys:
+        for name in names.keys() - _names_of_sys:
+            names[name] = None
 
 
 @hidden
