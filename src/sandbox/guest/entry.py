@@ -40,6 +40,44 @@ class FileEntry(FileStat):
     name: str
 
 
+class TreeEntry(BaseModel):
+    """What the guest says about something in a tree that it sends. Its content follows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: FileType
+    name: str
+    """Relative to the tree's top."""
+    mode: Number
+    mtime: Annotated[int, Field(ge=-(2**92), lt=2**92)]
+    """Nanoseconds since 1970: a kernel has 64 bits for the seconds."""
+    size: Number
+    target: str = ""
+    """Where a symbolic link points to."""
+
+
+class TreeError(BaseModel):
+    """Why the guest could not read or make something in a tree."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    errno: Number
+    text: str
+
+
+class Unpacked(BaseModel):
+    """What the guest says it has made of a tree."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: Number
+    directories: Number
+    links: Number
+    bytes: Number
+    errors: list[TreeError]
+
+
 class Change(BaseModel):
     """What happened below a watched directory."""
 
