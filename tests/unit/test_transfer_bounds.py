@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import ConfigError, GuestFileError, HostFileError
+from sandbox.guest import treereader
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.fileserver import SILENCE_SECONDS
 from sandbox.guest.transfer import download, upload
@@ -214,6 +215,22 @@ async def test_a_refused_upload_ends_at_once(tmp_path: Path) -> None:
         await upload(guest.files, tmp_path / "tree", "target")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "target")
     guest.release()
+
+
+def test_links_that_are_followed_do_not_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to the same directories, on each level, are as many ways as a tree has no room for; kept, they are few."""
+    monkeypatch.setattr(treereader, "MOST_ENTRIES", 5000)
+    for level in range(30):
+        (tmp_path / str(level)).mkdir()
+        for name in "ab":
+            (tmp_path / str(level) / name).symlink_to(f"../{level + 1}")
+    reader = treereader.TreeReader(tmp_path, links="follow", exclude=(), strict=False)
+    with pytest.raises(HostFileError, match="more than 5000 entries"):
+        list(iter(reader.next, None))
+    reader.close()
+    kept = treereader.TreeReader(tmp_path, links="keep", exclude=(), strict=False)
+    assert sum(len(part.entries) for part in iter(kept.next, None) if isinstance(part, treereader.Batch)) == 90
+    kept.close()
 
 
 async def test_reading_takes_little_more_memory_than_the_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -147,6 +148,27 @@ async def test_what_is_in_the_way_in_the_guest_is_named(vm: VM, tmp_path: Path) 
         await vm.upload(source, "/etc/new")
     assert refusal.value.filename == "/etc/new"
     assert (await vm.upload(source, "again")).errors == {}, "the next call works"
+
+
+async def test_a_full_disk_in_the_guest_ends_an_upload(vm: VM, tmp_path: Path) -> None:
+    """It is refused at once, whether a small or a large file is the one too many; no part of that one is left."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "large").write_bytes(bytes(40 << 20))
+    mount = "import ctypes, os; os.mkdir('/mnt/small')\n"
+    mount += "assert not ctypes.CDLL(None).mount(b'tmpfs', b'/mnt/small', b'tmpfs', 0, b'size=1m')"
+    (await vm.run(mount, user="root")).check()
+    for _ in range(2):
+        with pytest.raises(GuestFileError, match="large: No space left") as full:
+            await vm.upload(source, "/mnt/small/t", user="root")
+        assert full.value.errno == errno.ENOSPC
+        assert await vm.files.list("/mnt/small/t") == []
+    (source / "large").unlink()
+    for number in range(100):
+        (source / f"{number}").write_bytes(bytes(20_000))
+    with pytest.raises(GuestFileError, match="No space left"):
+        await vm.upload(source, "/mnt/small/t", user="root")
+    assert (await vm.upload(source, "elsewhere", user="root")).files == 100
 
 
 async def test_many_small_files_are_few_messages(vm: VM, tmp_path: Path) -> None:

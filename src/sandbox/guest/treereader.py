@@ -11,8 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from sandbox.errors import HostFileError
 from sandbox.guest.hostfile import refusal
-from sandbox.guest.tree import Omissions
+from sandbox.guest.tree import MOST_ENTRIES, Omissions
 from sandbox.message import DATA_BYTES
 
 Links = Literal["keep", "follow", "skip"]
@@ -54,6 +55,7 @@ class TreeReader:
         self._path, self._links, self._exclude, self._is_strict = top, links, tuple(exclude), strict
         self._unfollowed = 0 if links == "follow" else os.O_NOFOLLOW
         self._batch = Batch()
+        self._followed_left = MOST_ENTRIES
         self.omissions = Omissions()
         try:
             self._top = os.open(top, _FLAGS | os.O_DIRECTORY)
@@ -119,6 +121,8 @@ class TreeReader:
         except FileNotFoundError as error:
             if item.is_symlink():  # one that points nowhere
                 self.fail(name, error)
+        except HostFileError:
+            raise
         except OSError as error:
             self.fail(name, error)
 
@@ -136,6 +140,7 @@ class TreeReader:
                     return
                 os.lseek(fd, 0, os.SEEK_SET)  # it grows, or is one of the kernel's, which have no size
             yield from self._flush()
+            self._count()
             yield Large(entry, fd)
         finally:
             os.close(fd)
@@ -143,6 +148,7 @@ class TreeReader:
     def _add(self, entry: dict[str, object], data: bytes = b"", characters: int = 0) -> Iterator[Batch]:
         if self._batch.size + len(data) > DATA_BYTES:
             yield from self._flush()
+        self._count()
         batch = self._batch
         batch.entries.append(entry)
         batch.contents.append(data)
@@ -150,6 +156,12 @@ class TreeReader:
         batch.characters += len(str(entry["name"])) + characters
         if len(batch.entries) >= _ENTRIES or batch.characters >= _CHARACTERS:
             yield from self._flush()
+
+    def _count(self) -> None:
+        """Refuse a tree whose links lead to the same directories so often that it would have no end in practice."""
+        self._followed_left -= self._links == "follow"
+        if self._followed_left < 0:
+            raise HostFileError(errno.EFBIG, f"{self._path} has more than {MOST_ENTRIES} entries if links are followed")
 
     def _flush(self) -> Iterator[Batch]:
         batch, self._batch = self._batch, Batch()
