@@ -153,7 +153,7 @@ class _Unpacker:
         return make()
 
     def _enter(self, name):
-        """Have `_parent` be the directory that `name` is in; return the name's last part."""
+        """Make `_parent` the directory that `name` is in; return the name's last part."""
         directory, _, short = name.rpartition("/")
         if directory != self._directory:
             self._leave()

@@ -68,7 +68,7 @@ def writer(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TreeWrite
 
 
 def leads_out(top: Path) -> list[str]:
-    """Return the links below a directory that lead out of it, as whoever follows them sees it."""
+    """Return the links below a directory that lead out of it, as a program that follows them sees it."""
     real = os.path.realpath(top)
     links = [str(path) for path in top.rglob("*") if path.is_symlink()]
     return [link for link in links if (led := _led(link)) is not None and not f"{led}/".startswith(f"{real}/")]
@@ -268,7 +268,7 @@ def _race(top: Path, write: Callable[[Path], None]) -> str:
 
 
 def test_a_file_that_becomes_a_link_is_not_written_through(tmp_path: Path) -> None:
-    """Somebody on the host who swaps a file that is replaced for a link gains nothing by it."""
+    """A process on the host that swaps the file for a link while it is replaced gains nothing by it."""
     writers: list[TreeWriter] = []
 
     def write(copy: Path) -> None:

@@ -222,7 +222,7 @@ class TreeWriter:
         self.omissions.fail(name, error.strerror or str(error))
 
     def _enter(self, parts: list[str]) -> None:
-        """Have `_parent` be this directory; each step is one component that is no link."""
+        """Make `_parent` this directory; each step is one component that is no link."""
         if parts == self._parts:
             return
         self._leave()
