@@ -1,4 +1,4 @@
-"""What is in files, as messages: read, written, and whole trees of them."""
+"""What is in files, as messages: read and written."""
 
 import errno
 import os
@@ -19,10 +19,15 @@ _UNBOUNDED = 1 << 62
 _LOST_BY_WRITING = stat.S_ISUID | stat.S_ISGID
 
 
+def type_of(status):
+    """Return the word for a file's type."""
+    return _TYPES.get(stat.S_IFMT(status.st_mode), "other")
+
+
 def describe(status, name=None):
     """Return the fields that tell of a file."""
     described = {
-        "type": _TYPES.get(stat.S_IFMT(status.st_mode), "other"),
+        "type": type_of(status),
         "size": status.st_size,
         "mode": stat.S_IMODE(status.st_mode),
         "mtime": status.st_mtime,
@@ -125,44 +130,3 @@ def _open_to_write(request, mode):
         os.close(fd)
         raise
     return fd
-
-
-def pack(control, request):
-    """Send a tree: a description of each entry, the content of each file after its description."""
-    top = request["path"]
-    if not os.path.isdir(top):
-        refuse(errno.ENOTDIR)
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        try:
-            with os.scandir(os.path.join(top, relative)) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except FileNotFoundError:  # removed meanwhile
-            if not relative:
-                raise
-            continue
-        for entry in entries:
-            name = os.path.join(relative, entry.name)
-            try:
-                _pack_one(control, entry, name)
-            except FileNotFoundError:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(name)
-    return {"done": True}
-
-
-def _pack_one(control, entry, name):
-    described = describe(entry.stat(follow_symlinks=False), name)
-    if described["type"] == "symlink":
-        described["target"] = os.readlink(entry.path)
-    if described["type"] != "file":
-        control.send_json({"entry": described})
-        return
-    fd = _open_regular(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        control.send_json({"entry": described})
-        _send(control, fd)
-    finally:
-        os.close(fd)

@@ -6,6 +6,8 @@ import signal
 import stat
 
 import content
+import packer
+import unpacker
 from content import describe
 from control import Control
 
@@ -113,5 +115,6 @@ _OPERATIONS = {
     "move": _move,
     "mkdir": _mkdir,
     "chmod": _chmod,
-    "pack": content.pack,
+    "pack": packer.pack,
+    "unpack": unpacker.unpack,
 }

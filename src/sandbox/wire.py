@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from json import JSONDecoder
     from typing import Any, NamedTuple
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 PORT_NAME = "io.sandbox.agent.0"
 WINDOW_BYTES = 256 * 1024
 CHUNK_BYTES = 64 * 1024

@@ -24,6 +24,11 @@ def stat_of(kind: str, **more: object) -> dict[str, object]:
     return {"type": kind, "size": 1, "mode": 0o644, "mtime": 0.0, "uid": 1, "gid": 1, **more}
 
 
+def in_tree(kind: str, name: str, **more: object) -> dict[str, object]:
+    """Return what a guest says of something in a tree that it packs."""
+    return {"type": kind, "name": name, "size": 1, "mode": 0o644, "mtime": 0, **more}
+
+
 def says(**fields: object) -> bytes:
     """Return an answer's bytes."""
     return encode_json(fields)
@@ -35,12 +40,18 @@ def data(body: bytes = b"") -> bytes:
 
 
 class FileGuest(Channel):
-    """Takes what `takes` says in all of each server's requests, and answers until it is killed."""
+    """Takes what `takes` says in all of each server's requests, and answers until it is killed.
 
-    def __init__(self, script: Script, *, takes: int | None = None, is_shell: bool = False) -> None:
+    With a `pace`, there are this many seconds between two messages.
+    """
+
+    def __init__(
+        self, script: Script, *, takes: int | None = None, pace: float | None = None, is_shell: bool = False
+    ) -> None:
         self._frames = Decoder(HOST_LIMITS)
         self._script = script
         self._takes = takes
+        self._pace = pace
         self._is_shell = is_shell
         """Whether requests are no messages: the script hears of each that something was asked."""
         self._servers: dict[int, _Said] = {}
@@ -79,8 +90,19 @@ class FileGuest(Channel):
         elif frame.kind is Kind.WINDOW_OUT:
             stream, count = decode_window(frame.payload, OUTPUTS)
             server.credit += count if stream is Kind.ANSWER else 0
-        while frame.id in self._servers and self.client.lost is None and (said := server.next()):
-            self._say(Kind.ANSWER, frame.id, said)
+        if self._pace is None:
+            while frame.id in self._servers and self.client.lost is None and (said := server.next()):
+                self._say(Kind.ANSWER, frame.id, said)
+        elif server.beat is None and frame.kind is Kind.ASK:
+            self._trickle(server, frame.id)
+
+    def _trickle(self, server: _Said, ident: int) -> None:
+        assert self._pace is not None
+        server.beat = self._loop.call_later(self._pace, self._trickle, server, ident)
+        if ident not in self._servers or self.client.lost is not None:
+            server.beat.cancel()
+        elif said := server.next(1):
+            self._say(Kind.ANSWER, ident, said)
 
     def _say(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
         self.say(encode_frame(kind, 0, ident, payload))
@@ -92,6 +114,7 @@ class _Said:
     def __init__(self, takes: int | None) -> None:
         self.credit = WINDOW_BYTES
         self.asked = MessageDecoder()
+        self.beat: asyncio.TimerHandle | None = None
         self.script: Iterator[bytes] = iter(())
         self._takes = takes
         self._unsaid = bytearray()
@@ -104,9 +127,9 @@ class _Said:
         self._takes -= granted
         return granted
 
-    def next(self) -> bytes:
-        """Return what may be said now; nothing if that is nothing."""
-        while len(self._unsaid) < min(self.credit, CHUNK_BYTES) and (message := next(self.script, None)) is not None:
+    def next(self, least: int = CHUNK_BYTES) -> bytes:
+        """Return what may be said now: messages of so many bytes, if there are; nothing if that is nothing."""
+        while len(self._unsaid) < min(self.credit, least) and (message := next(self.script, None)) is not None:
             self._unsaid += message
         said = bytes(self._unsaid[: min(self.credit, CHUNK_BYTES)])
         del self._unsaid[: len(said)]

@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.guest.blocking import in_thread
 from sandbox.guest.transfer import download
-from tests.fakes.file_guest import FileGuest, data, says, stat_of
+from tests.fakes.file_guest import FileGuest, data, in_tree, says, stat_of
 
 ROUNDS = 20
 
@@ -33,7 +33,7 @@ def _endless(kind: str) -> Callable[[dict[str, Any]], Iterable[bytes]]:
     def script(request: dict[str, Any]) -> Iterable[bytes]:
         if request["op"] == "stat":
             return [says(stat=stat_of(kind))]
-        first = [says(entry=stat_of("file", name="a"))] if request["op"] == "pack" else [says(stat=stat_of("file"))]
+        first = [says(entry=in_tree("file", "a"))] if request["op"] == "pack" else [says(stat=stat_of("file"))]
         return (message for messages in (first, repeat(data(b"x" * 1000))) for message in messages)
 
     return script

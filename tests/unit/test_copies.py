@@ -70,7 +70,7 @@ VALUES: dict[str, object] = {
     "Status": sandbox.Status.RUNNING,
     "TemplateConfig": sandbox.TemplateConfig(),
     "TemplateTarget": sandbox.TemplateTarget(template=sandbox.TemplateConfig()),
-    "TreeReport": sandbox.TreeReport(1, 2, 3, ("a\udcff",)),
+    "TreeReport": sandbox.TreeReport(1, 2, 3, 4, {"a\udcff": "it is a fifo"}),
 }
 PUBLIC = {name: getattr(sandbox, name) for name in sandbox.__all__}
 CLASSES = {name: one for name, one in PUBLIC.items() if isinstance(one, type)}

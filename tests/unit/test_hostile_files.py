@@ -18,7 +18,7 @@ from sandbox.guest.fileserver import SILENCE_SECONDS
 from sandbox.guest.transfer import download
 from sandbox.message import Tag, encode
 from sandbox.wire import WINDOW_BYTES
-from tests.fakes.file_guest import FileGuest, data, says, stat_of
+from tests.fakes.file_guest import FileGuest, data, in_tree, says, stat_of
 from tests.fakes.virtual_time import VirtualTimeLoop
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def test_nothing_again_and_again_is_no_answer(name: str, tmp_path: Path) -> None
         if request["op"] == "list":
             return repeat(says(entries=[]))
         if request["op"] == "pack":
-            return chain([says(entry=stat_of("file", name="a"))], repeat(data(b"")))
+            return chain([says(entry=in_tree("file", "a"))], repeat(data(b"")))
         return chain([says(stat=stat_of("file"))], repeat(data(b"")))
 
     async def main() -> None:

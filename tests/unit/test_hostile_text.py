@@ -21,7 +21,7 @@ from sandbox.errors import ExecutionFailed, GuestFileError, SandboxError, Templa
 from sandbox.event import EventKind, LifeEvent
 from sandbox.guest.context import Context
 from sandbox.guest.ending import End, Evidence, certify
-from sandbox.guest.entry import FileEntry
+from sandbox.guest.entry import TreeEntry
 from sandbox.guest.language import start_request
 from sandbox.guest.tree import TreeWriter
 from sandbox.guest.verdict import lost
@@ -196,7 +196,7 @@ async def test_faults_of_models(text: str) -> None:
 def test_names_of_files(text: str, tmp_path: Path) -> None:
     """A name that cannot be one on the host is told in few characters."""
     writer = TreeWriter(tmp_path / "new", 1, 10)
-    entry = FileEntry(name=text + "/../x", type="file", size=0, mode=0, mtime=0, uid=0, gid=0)
+    entry = TreeEntry(name=text + "/../x", type="file", size=0, mode=0, mtime=0)
     with pytest.raises(errors.HostFileError) as caught:
         writer.begin(entry)
     assert _is_safe(str(caught.value))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import stat
 import subprocess
 import sys
 import termios
@@ -72,6 +73,8 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path) -> None:
         (("--env-file", "bad"), b"line 2: expected KEY=VALUE"),
         (("--env-file", "open"), b"line 1: the value of A has no closing quote"),
         (("--idle-timeout", "0"), b"leaves no time"),
+        (("--transfer-timeout", "0"), b"leaves no time"),
+        (("--get-limit", "many"), b"is not a size"),
         (("--language", "cobol"), b"it has python, bash"),
     ],
 )
@@ -149,11 +152,72 @@ def test_a_colon_may_be_part_of_a_name(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_of_a_directory_is_told(tmp_path: Path) -> None:
-    """Links do not come along; one line says so."""
-    done = sandbox("exec", "--get", "d", "-c", "import os; os.mkdir('d'); os.symlink('x', 'd/link')", cwd=tmp_path)
+    """Links inside come along; one line names those that lead out, and why."""
+    script = "import os; os.mkdir('d'); os.symlink('x', 'd/in'); os.symlink('/etc/passwd', 'd/out')"
+    done = sandbox("exec", "--get", "d", "-c", script, cwd=tmp_path)
     assert done.returncode == 0
-    assert b"left out 1" in done.stderr
-    assert list((tmp_path / "d").iterdir()) == []
+    assert b"left out 1: out (it is a link to '/etc/passwd', an absolute path)" in done.stderr
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["in"]
+    assert str((tmp_path / "d/in").readlink()) == "x"
+
+
+def test_what_is_got_has_a_limit(tmp_path: Path) -> None:
+    """A sparse file of 4 TiB is refused by its size, a larger directory where the limit is; no part is left."""
+    script = (
+        "import os\n"
+        "os.truncate(os.open('sparse', os.O_CREAT | os.O_RDWR), 4 << 40)\n"
+        "os.mkdir('d')\n"
+        "open('d/a', 'wb').write(bytes(3 << 20))\n"
+        "open('program', 'w').close(); os.chmod('program', 0o6755)\n"
+    )
+    gets = ("--get", "sparse", "--get", "program", "--get", "d")
+    done = sandbox("exec", *gets, "--get-limit", "2M", "-c", script, cwd=tmp_path)
+    assert done.returncode == 125
+    assert b"--get sparse: 'sparse' has more bytes than allowed (max_bytes is 2097152)" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["program"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "program").stat().st_mode) == 0o755 & ~umask
+
+
+def test_a_copy_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """`--transfer-timeout` ends what comes and what goes; nothing of it stays here."""
+    (tmp_path / "in").write_bytes(bytes(64 << 20))
+    script = "open('out', 'wb').write(bytes(64 << 20))"
+    for option, name in (("--put", "in"), ("--get", "out")):
+        done = sandbox("exec", option, name, "--transfer-timeout", "0.01", "-c", script, cwd=tmp_path)
+        assert (done.returncode, b"longer than 0.01 s" in done.stderr) == (125, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_force_merges_into_a_directory(tmp_path: Path) -> None:
+    """Without it a directory that exists is refused at once; with it, files in it give way and no link is followed."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/kept").write_text("kept")
+    (tmp_path / "d/a").write_text("old")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "d/link").symlink_to("../secret")
+    script = "import os; os.mkdir('d'); [open('d/' + name, 'w').write('new') for name in ('a', 'link')]"
+    refused = sandbox("exec", "--get", "d", "-c", script, cwd=tmp_path)
+    assert (refused.returncode, b"--force" in refused.stderr) == (125, True)
+    assert sandbox("exec", "--force", "--get", "d", "-c", script, cwd=tmp_path).returncode == 0
+    assert {path.name: path.read_text() for path in (tmp_path / "d").iterdir()} == {
+        "a": "new",
+        "link": "new",
+        "kept": "kept",
+    }
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_what_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    """What the guest cannot read fails the command after all else was copied; links go in as they are."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to("/etc/hostname")
+    script = "import os; os.readlink('in/link'); os.mkdir('d'); open('d/a', 'w'); os.mkdir('d/locked', 0)"
+    done = sandbox("exec", "--put", "in", "--get", "d", "-c", script, cwd=tmp_path)
+    assert done.returncode == 125
+    assert b"--get d: 1 could not be copied: locked (Permission denied)" in done.stderr
+    assert (tmp_path / "d/a").exists()
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

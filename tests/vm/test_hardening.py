@@ -24,7 +24,7 @@ MOUNT = "import ctypes; assert ctypes.CDLL(None).mount(b'tmpfs', b'/mnt', b'tmpf
 
 
 async def test_each_of_the_two_is_enough_by_itself(vm: VM) -> None:
-    """On a file system that honours set-uid, `no_new_privs` keeps a program from root; the root file system does not."""
+    """Where set-uid is honoured, `no_new_privs` keeps a program from root; on the root file system it is not."""
     (await vm.run(MOUNT, user="root")).check()
     (await vm.exec("cp /usr/bin/id /mnt/my-id && chmod 4755 /mnt/my-id", user="root")).check()
     assert (await vm.exec(["/mnt/my-id", "-u"])).text == "1000\n"

@@ -7,21 +7,32 @@ import json
 import os
 import socket
 import stat
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 
 from sandbox.errors import ConfigError, GuestFileError, HostFileError
-from sandbox.guest import transfer
 from sandbox.vm import VM
 
 ODD = ["with space", "new\nline", "-rf", "üñ", os.fsdecode(b"bad\xff"), "x" * 255]
 
 
-def contents(top: Path) -> dict[str, tuple[int, bytes | None]]:
-    """Return mode and content of everything below a directory."""
+class DownloadBounds(TypedDict, total=False):
+    """What a copy may take."""
+
+    max_bytes: int
+    max_entries: int
+
+
+def contents(top: Path) -> dict[str, tuple[int, tuple[bytes, int] | None]]:
+    """Return the mode of everything below a directory, and content and time of the files."""
     return {
-        str(path.relative_to(top)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes() if path.is_file() else None)
+        str(path.relative_to(top)): (
+            stat.S_IMODE(path.stat().st_mode),
+            (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None,
+        )
         for path in top.rglob("*")
         if not path.is_symlink()
     }
@@ -47,28 +58,37 @@ def plant(top: Path) -> None:
 
 
 async def test_a_directory_goes_in_and_comes_back_the_same(vm: VM, tmp_path: Path) -> None:
-    """Names, modes, contents and empty directories survive both ways; links and special files are named instead."""
+    """Names, modes, times, contents, links and empty directories survive both ways; special files are named instead."""
     source, back = tmp_path / "source", tmp_path / "back"
     source.mkdir()
     plant(source)
     expected = contents(source)
     (source / "link").symlink_to("/etc/passwd")
     (source / "a" / "up").symlink_to("..")
+    (source / "dangling").symlink_to("a/none")
     os.mkfifo(source / "fifo")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(source / "socket"))
     up = await vm.upload(source, "deep/down/tree")
-    assert set(up.skipped) == {"link", "a/up", "fifo", "socket"}
-    files = [content for _, content in expected.values() if content is not None]
+    assert up.skipped == {"fifo": "it is a fifo", "socket": "it is a socket"}
+    assert (up.links, up.errors) == (3, {})
+    files = [content[0] for _, content in expected.values() if content is not None]
     assert (up.files, up.directories) == (len(files), len(expected) - len(files))
     assert up.bytes == sum(map(len, files))
     assert (await vm.exec("stat -c '%a %U' deep/down/tree/a/program deep/down/tree/a/b")).text == "755 user\n750 user\n"
-    await vm.exec("cd deep/down/tree; ln -s /etc/shadow link; mkfifo a/fifo; ln -s .. a/b/up; chmod 6755 a/program")
+    await vm.exec("cd deep/down/tree; ln -sfn /etc/shadow link; mkfifo a/fifo; ln -s .. a/b/up; chmod 6755 a/program")
     down = await vm.download("deep/down/tree", back)
-    assert set(down.skipped) == {"link", "a/fifo", "a/b/up"}
-    assert (down.files, down.directories, down.bytes) == (up.files, up.directories, up.bytes)
+    assert set(down.skipped) == {"link", "a/fifo"}
+    assert "absolute" in down.skipped["link"]
+    assert (down.files, down.directories, down.bytes, down.links) == (up.files, up.directories, up.bytes, 3)
     assert contents(back) == expected
-    assert (await vm.upload(source, "deep/down/tree")).files == up.files, "a second upload writes over the first"
+    assert [str((back / name).readlink()) for name in ("a/up", "dangling", "a/b/up")] == ["..", "a/none", ".."]
+    assert json.loads(json.dumps(asdict(down)))["skipped"] == dict(down.skipped)
+    again = await vm.upload(source, "deep/down/tree")
+    assert (again.files, again.errors) == (up.files, {}), "a second upload replaces the first"
+    with pytest.raises(GuestFileError) as taken:
+        await vm.upload(source, "deep/down/tree", overwrite=False)
+    assert taken.value.errno == errno.EEXIST
     await vm.exec("mkdir nothing")
     assert (await vm.download("nothing", tmp_path / "nothing")).directories == 0
     assert names(tmp_path / "nothing") == []
@@ -80,7 +100,7 @@ async def test_a_single_file_goes_in_and_comes_back(vm: VM, tmp_path: Path) -> N
     source.write_bytes(os.urandom(2_000_000))
     source.chmod(0o750)
     up = await vm.upload(str(source), "some/where/file")
-    assert (up.files, up.directories, up.bytes, up.skipped) == (1, 0, 2_000_000, ())
+    assert (up.files, up.directories, up.bytes, up.skipped) == (1, 0, 2_000_000, {})
     assert (await vm.files.stat("some/where/file")).mode == 0o750
     down = await vm.download("some/where/file", back)
     assert (down.files, down.bytes, back.read_bytes()) == (1, 2_000_000, source.read_bytes())
@@ -116,22 +136,25 @@ async def test_what_cannot_be_copied_is_refused(vm: VM, tmp_path: Path) -> None:
             await vm.download(source, tmp_path / "target")
         assert refusal.value.errno == number
         assert not (tmp_path / "target").exists()
+    part = await vm.download("tree", tmp_path / "part")
+    assert (part.files, part.errors) == (2, {"locked": "Permission denied"}), "what cannot be read ends nothing"
     with pytest.raises(GuestFileError) as refusal:
-        await vm.download("tree", tmp_path / "part")
-    assert refusal.value.errno == errno.EACCES
+        await vm.download("tree", tmp_path / "strict", strict=True)
+    assert (refusal.value.errno, refusal.value.filename) == (errno.EACCES, "tree/locked")
     (tmp_path / "taken").mkdir()
     with pytest.raises(HostFileError) as taken:
         await vm.download("tree", tmp_path / "taken")
     assert taken.value.errno == errno.EEXIST
     await vm.exec("rmdir tree/locked")
-    assert (await transfer.download(vm.files, "tree", tmp_path / "fits", most_bytes=5, most_entries=2)).bytes == 5
-    for source, limits in [
-        ("tree", {"most_bytes": 4}),
-        ("tree", {"most_entries": 1}),
-        ("tree/b", {"most_bytes": 2}),
-    ]:
+    assert (await vm.download("tree", tmp_path / "fits", max_bytes=5, max_entries=2)).bytes == 5
+    limits: list[tuple[str, DownloadBounds]] = [
+        ("tree", {"max_bytes": 4}),
+        ("tree", {"max_entries": 1}),
+        ("tree/b", {"max_bytes": 2}),
+    ]
+    for source, limit in limits:
         with pytest.raises(HostFileError) as large:
-            await transfer.download(vm.files, source, tmp_path / f"{source[-1]}{limits}", **limits)
+            await vm.download(source, tmp_path / f"{source[-1]}{limit}", **limit)
         assert large.value.errno == errno.EFBIG
     os.mkfifo(tmp_path / "fifo")
     for wrong in (tmp_path / "none", tmp_path / "fifo", Path("/dev/zero")):
@@ -151,9 +174,10 @@ FORGE = """
 import json, os, signal, struct, subprocess, sys
 pid = int(subprocess.check_output(["pgrep", "-u", "user", "-f", "sandbox-agent"]))
 os.kill(pid, signal.SIGSTOP)
-entry = dict(type="directory", size=0, mode=0o755, mtime=0, uid=0, gid=0)
+top = dict(type="directory", size=0, mode=0o755, mtime=0, uid=0, gid=0)
+entry = dict(type="directory", size=0, mode=0o755, mtime=0, name=json.loads(sys.argv[1]))
 with open(f"/proc/{pid}/fd/4", "wb") as answers:
-    for fields in ({"stat": entry}, {"entry": {**entry, "name": json.loads(sys.argv[1])}}, {"done": True}):
+    for fields in ({"stat": top}, {"entries": [entry], "errors": []}, {"done": True}):
         body = json.dumps(fields).encode()
         answers.write(struct.pack("!IB", len(body), 1) + body)
 """

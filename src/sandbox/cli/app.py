@@ -15,6 +15,8 @@ from sandbox.cli.options import (
     CwdOption,
     EnvFileOption,
     EnvOption,
+    ForceOption,
+    GetLimitOption,
     GetOption,
     IdleTimeoutOption,
     ImageOption,
@@ -24,6 +26,7 @@ from sandbox.cli.options import (
     PutOption,
     ScriptArgument,
     TimeoutOption,
+    TransferTimeoutOption,
     UserOption,
 )
 from sandbox.cli.template_app import template_app
@@ -71,6 +74,9 @@ def exec_command(
     user: UserOption = None,
     put: PutOption = None,
     get: GetOption = None,
+    get_limit: GetLimitOption = "1G",
+    transfer_timeout: TransferTimeoutOption = 600.0,
+    force: ForceOption = False,
     pty: PtyOption = False,
     memory: MemoryOption = "256",
     image: ImageOption = "default",
@@ -101,6 +107,9 @@ def exec_command(
         pty=pty,
         put=put or [],
         get=get or [],
+        get_limit=get_limit,
+        transfer_timeout=transfer_timeout,
+        force=force,
         as_json=json_,
     )
     raise typer.Exit(run_exec(request))

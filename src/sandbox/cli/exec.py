@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
 import select
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from sandbox.cli.escape import Left, with_escape
 from sandbox.cli.exit_code import CANNOT_INVOKE, INTERRUPTED, NOT_FOUND, TOOL_FAILED
 from sandbox.cli.run import complain, describe, report, run, say
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
-from sandbox.cli.transfer import Transfer, get, parse_get, parse_put, put
+from sandbox.cli.transfer import Bounds, Transfer, get, parse_get, parse_put, put, size_bytes
 from sandbox.config import TemplateConfig
-from sandbox.errors import ConfigError, GuestLost, SandboxError
+from sandbox.errors import ConfigError, GuestFileError, GuestLost, SandboxError
 from sandbox.guest.execution import Status
 from sandbox.guest.request import CAPTURE_BYTES
 from sandbox.result import Outcome, Result
@@ -56,6 +58,9 @@ class ExecRequest:
     pty: bool
     put: list[str]
     get: list[str]
+    get_limit: str
+    transfer_timeout: float
+    force: bool
     as_json: bool
 
 
@@ -78,6 +83,7 @@ class _Job:
     config: TemplateConfig
     put: list[Transfer]
     get: list[Transfer]
+    bounds: Bounds
 
 
 def run_exec(request: ExecRequest, around: Around = lambda command, _: command()) -> int:
@@ -97,7 +103,13 @@ def run_exec(request: ExecRequest, around: Around = lambda command, _: command()
 
 def _prepare(request: ExecRequest) -> _Job:
     """Find every mistake before a VM is started."""
-    for name, seconds in (("timeout", request.timeout), ("idle-timeout", request.idle_timeout)):
+    bounds = Bounds(size_bytes("--get-limit", request.get_limit), request.transfer_timeout, request.force)
+    times = {
+        "timeout": request.timeout,
+        "idle-timeout": request.idle_timeout,
+        "transfer-timeout": request.transfer_timeout,
+    }
+    for name, seconds in times.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(f"--{name} {seconds:g} leaves no time; give a positive number of seconds")
     code, name = _load(request)
@@ -108,7 +120,8 @@ def _prepare(request: ExecRequest) -> _Job:
         env=variables(request.env, request.env_file),
         config=TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory)),
         put=[parse_put(text) for text in request.put],
-        get=[parse_get(text) for text in request.get],
+        get=[parse_get(text, force=request.force) for text in request.get],
+        bounds=bounds,
     )
 
 
@@ -117,8 +130,8 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
     async with template.lease() as vm:
         for transfer in job.put:
             with stage("put a file or directory"):
-                names = await put(vm, transfer, cwd=request.cwd, user=request.user)
-            _tell_skipped("put", transfer, names)
+                skipped = await put(vm, transfer, job.bounds, cwd=request.cwd, user=request.user)
+            _tell_skipped("put", transfer, skipped)
         try:
             with stage("execute"):
                 result = await _run(vm, request, job)
@@ -127,7 +140,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
                 say({**_envelope(lost.partial), "kind": "infra", "exit_code": TOOL_FAILED, "error": describe(lost)})
                 return TOOL_FAILED
             raise
-        failure = await _get_all(vm, job.get, request)
+        failure = await _get_all(vm, job, request)
     status = result.shell_status
     if failure is not None and status == 0:
         status = TOOL_FAILED
@@ -175,23 +188,31 @@ def _typed(request: ExecRequest) -> bytes | AsyncIterator[bytes]:
     return b"" if request.script == "-" else standard_input()
 
 
-async def _get_all(vm: VM, transfers: list[Transfer], request: ExecRequest) -> SandboxError | None:
+async def _get_all(vm: VM, job: _Job, request: ExecRequest) -> SandboxError | None:
     """Fetch all that can be fetched, also after a failed script; return the first failure."""
     failure: SandboxError | None = None
-    for transfer in transfers:
+    for transfer in job.get:
         try:
             with stage("get a file or directory"):
-                names = await get(vm, transfer, cwd=request.cwd, user=request.user)
-            _tell_skipped("get", transfer, names)
+                report = await get(vm, transfer, job.bounds, cwd=request.cwd, user=request.user)
+            _tell_skipped("get", transfer, report.skipped)
+            if report.errors:
+                number = len(report.errors)
+                said = f"--get {transfer.source}: {number} could not be copied: {_some(report.errors)}"
+                raise GuestFileError(errno.EIO, said)
         except SandboxError as error:
             failure = failure or error
     return failure
 
 
-def _tell_skipped(option: str, transfer: Transfer, names: tuple[str, ...]) -> None:
-    if names:
-        some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        complain(f"--{option} {transfer.source}: left out {len(names)}, neither files nor directories: {some}")
+def _tell_skipped(option: str, transfer: Transfer, skipped: Mapping[str, str]) -> None:
+    if skipped:
+        complain(f"--{option} {transfer.source}: left out {len(skipped)}: {_some(skipped)}")
+
+
+def _some(reasons: Mapping[str, str]) -> str:
+    some = [f"{name} ({why})" for name, why in islice(reasons.items(), 5)]
+    return ", ".join([*some, "…"] if len(reasons) > 5 else some)
 
 
 class ScriptError(ConfigError):

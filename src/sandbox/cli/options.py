@@ -30,6 +30,16 @@ GetOption = Annotated[
     list[str] | None,
     typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
 ]
+GetLimitOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Largest number of bytes that each --get copies: 64M, 2G.")
+]
+TransferTimeoutOption = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", help="Give up a --put or --get that takes longer."),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="--get may merge a directory into one that exists, and replace files in it.")
+]
 PtyOption = Annotated[bool, typer.Option("--pty", help="Run in a terminal of the size of yours; Enter ~ . leaves it.")]
 TraceJsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write trace events, for Perfetto or Chrome.")

@@ -10,6 +10,8 @@ from sandbox.cli.options import (
     CwdOption,
     EnvFileOption,
     EnvOption,
+    ForceOption,
+    GetLimitOption,
     GetOption,
     IdleTimeoutOption,
     ImageOption,
@@ -22,6 +24,7 @@ from sandbox.cli.options import (
     TimeoutOption,
     TraceHtmlOption,
     TraceJsonOption,
+    TransferTimeoutOption,
     UserOption,
     WarmUpOption,
 )
@@ -43,6 +46,9 @@ def trace_exec(
     user: UserOption = None,
     put: PutOption = None,
     get: GetOption = None,
+    get_limit: GetLimitOption = "1G",
+    transfer_timeout: TransferTimeoutOption = 600.0,
+    force: ForceOption = False,
     pty: PtyOption = False,
     memory: MemoryOption = "256",
     image: ImageOption = "default",
@@ -74,6 +80,9 @@ def trace_exec(
         pty=pty,
         put=put or [],
         get=get or [],
+        get_limit=get_limit,
+        transfer_timeout=transfer_timeout,
+        force=force,
         as_json=False,
     )
     raise typer.Exit(run_trace_exec(request, TraceRequest(json_, html, shortest, warm_up)))

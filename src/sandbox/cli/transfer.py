@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import posixpath
+import re
 import stat
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from anyio.to_thread import run_sync
-
-from sandbox.errors import ConfigError, GuestFileError, HostFileError, SandboxError
-from sandbox.guest.hostfile import write_host
+from sandbox.errors import ConfigError, GuestFileError, HostFileError
+from sandbox.guest.tree import TreeReport
 from sandbox.vm import VM
+
+_SIZE = re.compile(r"^(\d+)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,15 @@ class Transfer:
 
     source: str
     target: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What each copy may take, and whether it may change a directory that is there."""
+
+    bytes: int
+    seconds: float
+    force: bool
 
 
 def parse_put(text: str) -> Transfer:
@@ -42,8 +50,11 @@ def parse_put(text: str) -> Transfer:
     return Transfer(host, guest + name if guest.endswith("/") else guest or name)
 
 
-def parse_get(text: str) -> Transfer:
-    """Read `GUEST[:HOST]`; without a host path the name stays, in the current directory."""
+def parse_get(text: str, *, force: bool = False) -> Transfer:
+    """Read `GUEST[:HOST]`; without a host path the name stays, in the current directory.
+
+    With `force`, the target may be a directory.
+    """
     guest, _, host = text.partition(":")
     name = PurePosixPath(guest).name
     if not name or name == "..":
@@ -51,8 +62,11 @@ def parse_get(text: str) -> Transfer:
     target = Path(host or name)
     mode = _mode(f"--get {text}", target)
     if mode is not None and stat.S_ISDIR(mode):
-        raise ConfigError(f"--get {text}: {target} is a directory and would not be replaced; name another target")
-    if mode is not None and not stat.S_ISREG(mode):  # a device above all: a name in /dev is not to be replaced
+        if not force:
+            raise ConfigError(
+                f"--get {text}: {target} is a directory; name another target, or merge into it with --force"
+            )
+    elif mode is not None and not stat.S_ISREG(mode):  # a device above all: a name in /dev is not to be replaced
         raise ConfigError(f"--get {text}: {target} is no regular file and would not be replaced; name another target")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"--get {text}: there is no directory {target.absolute().parent}; make it first")
@@ -74,58 +88,48 @@ def _mode(option: str, path: Path) -> int | None:
         raise ConfigError(f"{option}: {path} cannot be looked at: {error.strerror}") from None
 
 
-async def put(vm: VM, transfer: Transfer, *, cwd: str | None, user: str | None) -> tuple[str, ...]:
-    """Copy a file or a directory of this host into the guest; return the names of what was left out."""
+async def put(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, user: str | None) -> Mapping[str, str]:
+    """Copy a file or a directory of this host into the guest; return what was left out, with the reasons.
+
+    A file that cannot be read or made is an error: the script would run on a part of what it was given.
+    """
     target = posixpath.join(cwd or "", transfer.target)
     try:
-        return (await vm.upload(transfer.source, target, user=user)).skipped
+        report = await vm.upload(transfer.source, target, user=user, strict=True, timeout=bounds.seconds)
     except GuestFileError as error:
         said = f"--put {transfer.source}: the guest refused {target}: {error.strerror}"
         raise GuestFileError(error.errno, said) from error
-    except SandboxError:
-        raise
-    except OSError as error:
-        raise HostFileError(error.errno, f"--put {transfer.source} cannot be read: {error.strerror}") from error
+    except HostFileError as error:
+        raise HostFileError(error.errno, f"--put {transfer.source}: {error.strerror}") from error
+    return report.skipped
 
 
-async def get(vm: VM, transfer: Transfer, *, cwd: str | None, user: str | None) -> tuple[str, ...]:
+async def get(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, user: str | None) -> TreeReport:
     """Copy a directory of the guest to a new one here, or a file, which replaces one of that name when it is whole.
 
-    Return the names of what was left out.
+    With `--force` an existing directory is merged.
     """
-    source, target = posixpath.join(cwd or "", transfer.source), Path(transfer.target)
+    source = posixpath.join(cwd or "", transfer.source)
     try:
-        if (await vm.files_of(user).stat(source)).type == "directory":
-            return (await vm.download(source, target, user=user)).skipped
-        await _get_file(vm, source, target, user)
+        is_file = (await vm.files_of(user).stat(source)).type == "file"
+        return await vm.download(
+            source,
+            transfer.target,
+            user=user,
+            overwrite=is_file or bounds.force,
+            max_bytes=bounds.bytes,
+            timeout=bounds.seconds,
+        )
     except GuestFileError as error:
         said = f"--get {transfer.source}: the guest refused it: {error.strerror}"
         raise GuestFileError(error.errno, said) from error
-    except SandboxError:
-        raise
-    except OSError as error:
-        raise HostFileError(error.errno, f"--get {transfer.source}: cannot write {target}: {error.strerror}") from error
-    return ()
+    except HostFileError as error:
+        raise HostFileError(error.errno, f"--get {transfer.source}: {error.strerror}") from error
 
 
-async def _get_file(vm: VM, source: str, target: Path, user: str | None) -> None:
-    descriptor, name = await run_sync(lambda: tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}."))
-    try:
-        try:
-            async for data in vm.files_of(user).stream(source):
-                await run_sync(write_host, descriptor, data)
-        finally:
-            os.close(descriptor)
-        await run_sync(_publish, name, target)
-    except BaseException:
-        os.unlink(name)  # noqa: PTH108 - at once, also when cancelled
-        raise
-
-
-def _publish(name: str, target: Path) -> None:
-    if os.path.lexists(target) and not target.is_file():  # it came while the script ran
-        raise OSError(errno.EEXIST, "there is something else than a regular file")
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(name).chmod(0o666 & ~umask)
-    Path(name).replace(target)
+def size_bytes(option: str, text: str) -> int:
+    """Read a number of bytes such as 500000, 100K, 64M or 2G."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise ConfigError(f"{option} {text!r} is not a size; write for example 500000 (bytes), 100K, 64M or 2G")
+    return int(match[1]) << 10 * (" kmgt".index(match[2].lower()) if match[2] else 0)

@@ -32,6 +32,8 @@ FILE = Bound(64 * 1024, 64)
 """One file, or why there is none. A path has at most 4 KiB, of which each byte may need six."""
 FILES = Bound(1024 * 1024, 12_000)
 """A part of a list, or of what has changed: up to 500 entries."""
+TREE = Bound(4 * 1024 * 1024, 12_000)
+"""What was made of a tree, and what was not: up to 1,000 names."""
 CELL = Bound(8 * 1024 * 1024 + 64 * 1024, 100_000)
 """A cell's value, what it displayed, and its error: the guest leaves out what would not fit into 8 MiB."""
 STATUS = Bound(128, 8)

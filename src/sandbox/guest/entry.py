@@ -52,6 +52,38 @@ class FileEntry(FileStat):
     name: str
 
 
+class TreeEntry(Said):
+    """What the guest says about something in a tree that it sends. Its content follows."""
+
+    type: FileType
+    name: str
+    """Relative to the tree's top."""
+    mode: Number
+    mtime: Annotated[int, Field(ge=-(2**92), lt=2**92)]
+    """Nanoseconds since 1970: a kernel has 64 bits for the seconds."""
+    size: Number
+    target: str = ""
+    """Where a symbolic link points to."""
+
+
+class TreeError(Said):
+    """Why the guest could not read or make something in a tree."""
+
+    name: str
+    errno: Number
+    text: str
+
+
+class Unpacked(Said):
+    """What the guest says it has made of a tree."""
+
+    files: Number
+    directories: Number
+    links: Number
+    bytes: Number
+    errors: list[TreeError]
+
+
 class Change(Said):
     """What happened below a watched directory."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from sandbox.errors import ConfigError, GuestFileError
@@ -27,7 +29,7 @@ from sandbox.guest.fileserver import (
 from sandbox.guest.server import Server, ServerGone
 from sandbox.handle import Handle
 
-READ_BYTES = 256 * 1024 * 1024
+READ_BYTES = 64 * 1024 * 1024
 LIST_ENTRIES = 100_000
 LIST_CHARACTERS = 32 * 1024 * 1024
 """The names in a directory and the targets of its links may have so many in all: enough for the longest names."""
@@ -50,27 +52,44 @@ class Files(Handle):
     def __init__(self, client: GuestClient, user: str | None) -> None:
         self.servers = FileServers(client, user)
 
-    async def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES) -> bytes:
-        """Return the content from `offset` on; refuse with `EFBIG` if it is more than `limit` bytes."""
+    async def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None) -> bytes:
+        """Return the content from `offset` on.
+
+        Refuse with `EFBIG` if it is more than `limit` bytes (64 MiB by default), and with `ETIMEDOUT` if it takes more
+        than `timeout` seconds. The memory that this takes is an eighth more than the content, at most.
+        """
         if limit < 0:
             raise ConfigError(f"limit is {limit}; give 0 or more")
-        content = bytearray()
-        async with (
-            self.servers.lend_briefly(path) as server,
-            aclosing(_content(server, path, offset, limit + 1)) as data,
-        ):
-            async for found in data:
-                content += found
-                if len(content) > limit + 1:
-                    raise server.nonsense("more content than was asked for")
-        if len(content) > limit:
+        content = io.BytesIO()  # gives away what it has grown: a bytearray would have to be copied
+        with within(timeout, path):
+            async with (
+                self.servers.lend_briefly(path) as server,
+                aclosing(_content(server, path, offset, limit + 1)) as data,
+            ):
+                async for found in data:
+                    content.write(found)
+                    if content.tell() > limit + 1:
+                        raise server.nonsense("more content than was asked for")
+        if content.tell() > limit:
             raise GuestFileError(errno.EFBIG, f"there are more than {limit} bytes; `stream` gives them all", path)
-        return bytes(content)
+        return content.getvalue()
 
-    async def stream(self, path: str, *, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """Yield the content in pieces, as fast as they are taken."""
+    async def stream(self, path: str, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the content in pieces, as fast as they are taken.
+
+        A guest can go on for ever. With a `limit`, more bytes are refused with `EFBIG`, after those within it.
+        """
+        if limit is not None and limit < 0:
+            raise ConfigError(f"limit is {limit}; give 0 or more, or None")
+        left = limit
         async with self.servers.lend(path) as server, aclosing(_content(server, path, offset, None)) as content:
             async for data in content:
+                if left is not None:
+                    if len(data) > left:
+                        if left:
+                            yield data[:left]
+                        raise GuestFileError(errno.EFBIG, f"there are more than {limit} bytes", path)
+                    left -= len(data)
                 yield data
 
     async def write(
@@ -110,30 +129,16 @@ class Files(Handle):
         """Return whether something is there. A link that points nowhere is not."""
         return bool((await self._call(path, {"op": "exists"})).get("exists"))
 
-    async def list(self, path: str = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
+    async def list(
+        self, path: str = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None
+    ) -> list[FileEntry]:
         """Return what is in a directory, in no order; links are not followed.
 
-        Refuse with `EFBIG` beyond `limit` entries, or when names and links have more than `LIST_CHARACTERS` in all.
+        Refuse with `EFBIG` beyond `limit` entries, or when names and links have more than `LIST_CHARACTERS` in all;
+        with `ETIMEDOUT` if it takes more than `timeout` seconds.
         """
-        entries: list[FileEntry] = []
-        characters, was_empty = 0, False
-        async with self.servers.lend_briefly(path) as server:
-            await ask(server, {"op": "list", "path": path}, FILES)
-            while (found := (await answer(server, path, is_last=False)).get("entries")) is not None:
-                more = _entries(server, found)
-                if was_empty and not more:
-                    raise server.nonsense("no entries, again and again")
-                was_empty = not more
-                entries += more
-                if len(entries) > limit:
-                    raise GuestFileError(errno.EFBIG, f"the directory has more than {limit} entries", path)
-                characters += sum(len(entry.name) + len(entry.target or "") for entry in more)
-                if characters > LIST_CHARACTERS:
-                    said = f"names and links in the directory have more than {LIST_CHARACTERS} characters"
-                    raise GuestFileError(errno.EFBIG, said, path)
-                await checkpoint()
-            server.is_idle = True
-        return entries
+        with within(timeout, path):
+            return await _listed(self.servers, path, limit)
 
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, an empty directory, or with `recursive` a whole tree."""
@@ -180,6 +185,20 @@ class Files(Handle):
             return await answer(server, path)
 
 
+@contextmanager
+def within(seconds: float | None, path: str) -> Iterator[None]:
+    """Raise `GuestFileError` with `ETIMEDOUT` if what is done here takes longer."""
+    if seconds is None:
+        yield
+        return
+    if not seconds > 0:
+        raise ConfigError(f"timeout is {seconds:g} s; give a positive number of seconds or None")
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise GuestFileError(errno.ETIMEDOUT, f"it took longer than {seconds:g} s", path)
+
+
 async def ask(server: Server, fields: Mapping[str, object], bound: Bound = FILE) -> None:
     """Send a request, and take answers up to this bound; raise `ServerGone` if the guest has no room for too long."""
     server.expect(bound)
@@ -208,6 +227,28 @@ async def _content(server: Server, path: str, offset: int, limit: int | None) ->
         if taken % _AT_A_STRETCH == 0:
             await checkpoint()
     await answer(server, path)
+
+
+async def _listed(servers: FileServers, path: str, limit: int) -> list[FileEntry]:
+    entries: list[FileEntry] = []
+    characters, was_empty = 0, False
+    async with servers.lend_briefly(path) as server:
+        await ask(server, {"op": "list", "path": path}, FILES)
+        while (found := (await answer(server, path, is_last=False)).get("entries")) is not None:
+            more = _entries(server, found)
+            if was_empty and not more:
+                raise server.nonsense("no entries, again and again")
+            was_empty = not more
+            entries += more
+            if len(entries) > limit:
+                raise GuestFileError(errno.EFBIG, f"the directory has more than {limit} entries", path)
+            characters += sum(len(entry.name) + len(entry.target or "") for entry in more)
+            if characters > LIST_CHARACTERS:
+                said = f"names and links in the directory have more than {LIST_CHARACTERS} characters"
+                raise GuestFileError(errno.EFBIG, said, path)
+            await checkpoint()
+        server.is_idle = True
+    return entries
 
 
 def _entries(server: Server, found: object) -> list[FileEntry]:

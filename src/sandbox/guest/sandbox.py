@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import anyio
 
@@ -20,7 +20,8 @@ from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
 from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
-from sandbox.guest.tree import TreeReport
+from sandbox.guest.tree import MOST_BYTES, MOST_ENTRIES, TreeReport
+from sandbox.guest.treereader import Links
 from sandbox.handle import Handle
 from sandbox.result import Result
 
@@ -169,24 +170,92 @@ class Sandbox(Handle):
             self._files[user] = Files(self._client, user)
         return self._files[user]
 
-    async def read_file(self, path: str, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
+    async def read_file(
+        self, path: str, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
+    ) -> bytes:
         """Return the content of a file in the guest; see `Files.read`."""
-        return await self.files_of(user).read(path, limit=limit)
+        return await self.files_of(user).read(path, limit=limit, timeout=timeout)
 
     async def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
         """Write a file in the guest; see `Files.write`."""
         await self.files_of(user).write(path, data, mode=mode)
 
-    async def upload(self, source: Path | str, target: str, *, user: str | None = None) -> TreeReport:
-        """Copy a file or a whole directory of this host to `target` in the guest; see `TreeReport`."""
-        return await transfer.upload(self.files_of(user), Path(source), target)
+    async def upload(
+        self,
+        source: Path | str,
+        target: str,
+        *,
+        user: str | None = None,
+        overwrite: bool = True,
+        links: Links = "keep",
+        exclude: Sequence[str] = (),
+        strict: bool = False,
+        timeout: float | None = None,
+    ) -> TreeReport:
+        """Copy a file or a whole directory of this host to `target` in the guest, and make the directories above it.
 
-    async def download(self, source: str, target: Path | str, *, user: str | None = None) -> TreeReport:
+        Contents, permission bits, and in a directory times of files are kept. Symbolic links of a directory are kept
+        as they are, wherever they lead; with `links="follow"` what they lead to is copied instead, with `"skip"` they
+        are left out, as special files always are. `exclude` has patterns such as `"*.pyc"` or `".git"`: what they
+        match, as a name or as a path below `source`, is left out with all that is in it.
+
+        With `overwrite` directories are merged; files and links give way to what comes, and links are not followed.
+        Without it, a target that exists is refused with `EEXIST`.
+
+        What cannot be read here or made there is named in the report, and the rest is copied; with `strict` it is
+        raised instead, as `HostFileError` or `GuestFileError`. A copy that takes more than `timeout` seconds raises
+        `GuestFileError` with `ETIMEDOUT`. What was copied until then stays.
+        """
+        return await transfer.upload(
+            self.files_of(user),
+            Path(source),
+            target,
+            overwrite=overwrite,
+            links=links,
+            exclude=exclude,
+            strict=strict,
+            timeout=timeout,
+        )
+
+    async def download(
+        self,
+        source: str,
+        target: Path | str,
+        *,
+        user: str | None = None,
+        overwrite: bool = False,
+        links: Literal["keep", "skip"] = "keep",
+        strict: bool = False,
+        max_bytes: int = MOST_BYTES,
+        max_entries: int = MOST_ENTRIES,
+        timeout: float | None = None,
+    ) -> TreeReport:
         """Copy a file or a whole directory of the guest to `target` on this host, which must not exist.
 
-        Nothing is ever written beside `target`, whatever names the guest gives; see `TreeReport`.
+        Nothing is ever written outside `target`, whatever names the guest gives. Contents, permission bits without
+        set-uid, set-gid and sticky (as the umask allows), and times of files are kept. A symbolic link is kept if it
+        cannot lead out of the directory, also not by way of others; the rest of them and special files are left out
+        and named in the report.
+
+        With `overwrite` an existing directory is merged: regular files and links in it give way to what comes, and are
+        not followed or written to. What else is in the way stays, and is named in the report.
+
+        What the guest cannot read is named in the report, and the rest is copied; with `strict` it is raised instead.
+        Raises `HostFileError` with `EFBIG` beyond `max_bytes` (1 GiB by default) or `max_entries`, with `ENOSPC` if a
+        file is larger than what is free here, and `GuestFileError` with `ETIMEDOUT` if it takes more than `timeout`
+        seconds. Files that were whole by then stay; a file that was not is removed.
         """
-        return await transfer.download(self.files_of(user), source, Path(target))
+        return await transfer.download(
+            self.files_of(user),
+            source,
+            Path(target),
+            overwrite=overwrite,
+            links=links,
+            strict=strict,
+            max_bytes=max_bytes,
+            max_entries=max_entries,
+            timeout=timeout,
+        )
 
     async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions) -> Result:
         programs = {key: value for key, value in options.items() if key not in ("stdin", "on_output", "pty")}

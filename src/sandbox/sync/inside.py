@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack
 
 from sandbox.errors import GuestLost
 from sandbox.guest import context as asynchronous_context
@@ -17,7 +17,8 @@ from sandbox.guest.execution import Status
 from sandbox.guest.files import LIST_ENTRIES, READ_BYTES
 from sandbox.guest.identity import Receipt
 from sandbox.guest.sandbox import ProgramOptions, RunOptions
-from sandbox.guest.tree import TreeReport
+from sandbox.guest.tree import MOST_BYTES, MOST_ENTRIES, TreeReport
+from sandbox.guest.treereader import Links
 from sandbox.result import CellResult, Outcome, Result
 from sandbox.sync.portal import Iteration, Portal
 from sandbox.vm import VM
@@ -148,11 +149,11 @@ class Files:
         self._portal = portal
         self._inner = files
 
-    def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES) -> bytes:
-        return self._portal.call(self._inner.read(path, offset=offset, limit=limit))
+    def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None) -> bytes:
+        return self._portal.call(self._inner.read(path, offset=offset, limit=limit, timeout=timeout))
 
-    def stream(self, path: str, *, offset: int = 0) -> Iteration[bytes]:
-        return Iteration(self._portal, self._inner.stream(path, offset=offset))
+    def stream(self, path: str, *, offset: int = 0, limit: int | None = None) -> Iteration[bytes]:
+        return Iteration(self._portal, self._inner.stream(path, offset=offset, limit=limit))
 
     def write(
         self,
@@ -177,8 +178,8 @@ class Files:
     def exists(self, path: str) -> bool:
         return self._portal.call(self._inner.exists(path))
 
-    def list(self, path: str = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
-        return self._portal.call(self._inner.list(path, limit=limit))
+    def list(self, path: str = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None) -> list[FileEntry]:
+        return self._portal.call(self._inner.list(path, limit=limit, timeout=timeout))
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         self._portal.call(self._inner.remove(path, recursive=recursive))
@@ -292,14 +293,62 @@ class Sandbox:
     def files_of(self, user: str | None) -> Files:
         return Files(self._portal, self._inner.files_of(user))
 
-    def read_file(self, path: str, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
-        return self.files_of(user).read(path, limit=limit)
+    def read_file(
+        self, path: str, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
+    ) -> bytes:
+        return self.files_of(user).read(path, limit=limit, timeout=timeout)
 
     def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
         self.files_of(user).write(path, data, mode=mode)
 
-    def upload(self, source: Path | str, target: str, *, user: str | None = None) -> TreeReport:
-        return self._portal.call(self._inner.upload(source, target, user=user))
+    def upload(
+        self,
+        source: Path | str,
+        target: str,
+        *,
+        user: str | None = None,
+        overwrite: bool = True,
+        links: Links = "keep",
+        exclude: Sequence[str] = (),
+        strict: bool = False,
+        timeout: float | None = None,
+    ) -> TreeReport:
+        return self._portal.call(
+            self._inner.upload(
+                source,
+                target,
+                user=user,
+                overwrite=overwrite,
+                links=links,
+                exclude=exclude,
+                strict=strict,
+                timeout=timeout,
+            )
+        )
 
-    def download(self, source: str, target: Path | str, *, user: str | None = None) -> TreeReport:
-        return self._portal.call(self._inner.download(source, target, user=user))
+    def download(
+        self,
+        source: str,
+        target: Path | str,
+        *,
+        user: str | None = None,
+        overwrite: bool = False,
+        links: Literal["keep", "skip"] = "keep",
+        strict: bool = False,
+        max_bytes: int = MOST_BYTES,
+        max_entries: int = MOST_ENTRIES,
+        timeout: float | None = None,
+    ) -> TreeReport:
+        return self._portal.call(
+            self._inner.download(
+                source,
+                target,
+                user=user,
+                overwrite=overwrite,
+                links=links,
+                strict=strict,
+                max_bytes=max_bytes,
+                max_entries=max_entries,
+                timeout=timeout,
+            )
+        )
