@@ -146,20 +146,19 @@ class GuestClient:
         except BaseException:
             self.executions.remove(execution)
             raise
-        self._last_use = anyio.current_time()
+        self.note_use()
         self._watchdog.watch()
         self.on_execution(execution)
         return execution
 
     def on_ended(self, execution: Execution) -> None:
-        self._last_use = anyio.current_time()
+        self.note_use()
         self.executions.end(execution)
         self.on_execution(execution)
 
     def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
         """Send one frame, whole, some time soon. Never waits: who sends much awaits `drained` in between."""
         if self.lost is None:
-            self._last_use = anyio.current_time()
             self._stream.write(encode(kind, self._epoch, ident, payload))
 
     def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
@@ -190,9 +189,16 @@ class GuestClient:
         """End the conversation: everybody who waits gets `error`."""
         self._fail(error)
 
+    def note_use(self) -> None:
+        """Count this moment as use: the caller asked for something or took something, or a program ended."""
+        self._last_use = anyio.current_time()
+
     @property
     def idle_seconds(self) -> float:
-        """Seconds since something was last asked; 0 while a program runs, or a server works."""
+        """Seconds since the VM was last used; 0 while a program runs, or a server works.
+
+        What we send of our own accord, such as a watchdog's question, is no use.
+        """
         if self.executions.any_busy:
             return 0.0
         return anyio.current_time() - self._last_use

@@ -180,6 +180,7 @@ class Execution:
 
     async def close_stdin(self) -> None:
         """End standard input: the program reads an end of file after what was written. On a terminal, send Ctrl-D."""
+        self._client.note_use()
         if not self._input_over:
             self._input_over = not self._request.pty
             self._send(Kind.STDIN_EOF)
@@ -192,6 +193,7 @@ class Execution:
         """
         if not 1 <= number <= SIGNAL_MAX:
             raise ConfigError(f"{number} is no signal; give a number from 1 to {SIGNAL_MAX}")
+        self._client.note_use()
         self._send_json(Kind.KILL, {"signal": int(number), "tree": tree})
 
     def kill(self) -> None:
@@ -200,6 +202,7 @@ class Execution:
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal's new size."""
+        self._client.note_use()
         self._send(Kind.RESIZE, size(min(max(rows, 1), 65535), min(max(columns, 1), 65535)))
 
     # What the sandbox's own parts use.
@@ -236,6 +239,7 @@ class Execution:
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
         self._is_asked = kind is Kind.ASK
+        self._client.note_use()
         await self._inputs.send(kind, data)
         await self._client.drained()
 
@@ -283,7 +287,8 @@ class Execution:
             self._finish(error)
 
     def settle(self, kind: Kind) -> None:
-        """Grant the guest credit for what everybody has taken of a stream."""
+        """Note that somebody has taken more of a stream; grant the guest credit for what everybody has taken."""
+        self._client.note_use()
         self._intake.settle(kind)
 
     # Inside.
@@ -293,7 +298,9 @@ class Execution:
             self._stages.output()
         self._intake.take(kind, data)
         if kind is Kind.ANSWER:
-            self._is_asked = False
+            if self._is_asked:
+                self._is_asked = False
+                self._client.note_use()
         elif (limit := self._request.output_bytes) is not None and self._intake.written > limit:
             self.stop(Cause.OUTPUT_LIMIT, f"wrote more than {limit} bytes; the whole process tree was killed")
         self._intake.settle(kind)
