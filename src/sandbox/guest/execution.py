@@ -183,6 +183,7 @@ class Execution:
         self._client.note_use()
         if not self._input_over:
             self._input_over = not self._request.pty
+            await self._inputs.fed()
             self._send(Kind.STDIN_EOF)
         await self._client.drained()
 
@@ -242,6 +243,15 @@ class Execution:
         self._client.note_use()
         await self._inputs.send(kind, data)
         await self._client.drained()
+
+    def feed(self, data: bytes, *, is_all: bool = True) -> None:
+        """Pass bytes to standard input as the guest has room for them, and end it then if they are all there is.
+
+        Waits for nothing and needs no task: what has no room yet is sent when the guest grants it, and is dropped
+        when the program ends.
+        """
+        self._input_over = is_all and not self._request.pty
+        self._inputs.feed(Kind.STDIN, data, then=Kind.STDIN_EOF if is_all else None)
 
     def send_input_nowait(self, kind: Kind, data: bytes) -> bool:
         """Send a few bytes at once if the guest has room for them; return whether it had."""

@@ -10,12 +10,14 @@ from typing import TypedDict, Unpack
 
 import anyio
 
+from sandbox.certificate import Cause
 from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
 from sandbox.guest import transfer
+from sandbox.guest.beside import beside
 from sandbox.guest.client import GuestClient
 from sandbox.guest.context import Context
-from sandbox.guest.events import Output, StreamName
+from sandbox.guest.events import Events, Output, StreamName
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
@@ -106,15 +108,19 @@ class Sandbox:
     ) -> Execution:
         """Start a command in the background and return at once with its `Execution`: wait, follow, write, signal.
 
-        With `stdin=None` standard input stays open for `Execution.write`; on a terminal it always does. The program
-        runs until it ends, its time-out passes, or the VM is destroyed; nobody needs to wait for it.
+        `stdin` is passed on as the program takes it, however much there is; then standard input ends. With
+        `stdin=None` it stays open for `Execution.write`; on a terminal it always does. The program runs until it
+        ends, its time-out passes, or the VM is destroyed; nobody needs to wait for it. If the call itself is
+        cancelled, the program is killed.
         """
         execution = self._client.start(_request("argv", command(argv), options, pty=pty))
-        if stdin:
-            await execution.write(stdin)
-        if stdin is not None and pty is None:
-            await execution.close_stdin()
-        await self._client.drained()
+        if stdin is not None:
+            execution.feed(stdin, is_all=pty is None)
+        try:
+            await self._client.drained()
+        except BaseException:  # its caller will never hear of it
+            execution.stop(Cause.CANCELLED, "the call that started it was cancelled; the whole process tree was killed")
+            raise
         return execution
 
     def attach(self, ident: str) -> Execution:
@@ -192,10 +198,10 @@ class Sandbox:
         request = _request(op, fields, programs, pty=options.get("pty"))
         stdin, sink = options.get("stdin", b""), options.get("on_output")
         async with killing(self._client.start(request)) as execution:
-            if isinstance(stdin, bytes) and sink is None:
-                await _feed(execution, stdin)
-                return await execution.wait()
-            return await _converse(execution, stdin, sink)
+            if isinstance(stdin, bytes):
+                execution.feed(stdin)
+                return await _follow(execution, sink)
+            return await beside(lambda: _feed(execution, stdin), lambda: _follow(execution, sink))
 
 
 def _request(
@@ -213,46 +219,29 @@ def _checked(make: Callable[[], Request]) -> Request:
         raise ConfigError(f"{error}".replace("Request.__init__()", "the call")) from error
 
 
-async def _feed(execution: Execution, stdin: Stdin) -> None:
-    if isinstance(stdin, bytes):
-        await execution.write(stdin)
-    else:
-        async for data in stdin:
-            await execution.write(data)
+async def _feed(execution: Execution, stdin: AsyncIterable[bytes]) -> None:
+    async for data in stdin:
+        await execution.write(data)
     await execution.close_stdin()
 
 
-async def _converse(execution: Execution, stdin: Stdin, sink: OutputSink | None) -> Result:
-    """Feed standard input beside passing output on; an error of either ends both and is raised as itself."""
-    events = execution.events() if sink is not None else None
-    failures: list[Exception] = []
+async def _follow(execution: Execution, sink: OutputSink | None) -> Result:
+    """Pass output on, if anybody wants it, and return the result."""
+    if sink is None:
+        return await execution.wait()
+    events = execution.events()
+    try:
+        with anyio.CancelScope() as passing:
+            await beside(lambda: _stop_passing(execution, passing), lambda: _pass_all(events, sink))
+        return await execution.wait()
+    finally:
+        events.close()
 
-    async def feed() -> None:
-        try:
-            await _feed(execution, stdin)
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
-            failures.append(error)
-            group.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(feed)
-        try:
-            if events is not None and sink is not None:
-                with anyio.CancelScope() as passing:
-                    group.start_soon(_stop_passing, execution, passing)
-                    async for event in events:
-                        if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
-                            await answer
-            result = await execution.wait()
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
-            failures.append(error)
-        finally:
-            if events is not None:
-                events.close()
-        group.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    return result
+async def _pass_all(events: Events, sink: OutputSink) -> None:
+    async for event in events:
+        if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
+            await answer
 
 
 async def _stop_passing(execution: Execution, passing: anyio.CancelScope) -> None:
