@@ -28,6 +28,7 @@ FOR_SOURCES = {
 FOR_THE_GUEST_PACKAGE = {
     "account",
     "deliver",
+    "feed",
     "follow",
     "is_busy",
     "lose",

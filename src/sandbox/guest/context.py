@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from collections.abc import Callable
 from types import TracebackType
 
 import anyio
@@ -13,10 +12,10 @@ from pydantic import ValidationError
 
 from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, StateError
-from sandbox.guest.cell import Answer, Cell
+from sandbox.guest.beside import beside
+from sandbox.guest.cell import Answer, Cell, OutputSink
 from sandbox.guest.client import GuestClient
-from sandbox.guest.events import StreamName
-from sandbox.guest.execution import Execution
+from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.language import cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
 from sandbox.guest.server import Server, ServerGone
@@ -51,6 +50,7 @@ class Context:
         self._is_sending = False
         self._is_cut = False
         self._is_interrupted = False
+        self._cell: Cell | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -75,10 +75,12 @@ class Context:
         code: str,
         *,
         timeout: float | None = None,
-        on_output: Callable[[StreamName, bytes], None] | None = None,
+        on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
         """Run code and return what it wrote, the value of its last expression, what it displayed, and its error.
+
+        `on_output` is called as in `Sandbox.run`: awaiting in it slows the code down. What it raises is raised here.
 
         After `timeout` seconds, or when cancelled, the code is interrupted as by Ctrl-C, so that the state survives;
         if it does not come to its end within a second, the whole context is killed. Raises `StateError` when the
@@ -94,11 +96,14 @@ class Context:
                 outcome = self.execution.outcome or "closed"
                 raise StateError(f"the context {self.id} has ended ({outcome}); open another one")
             self._number += 1
-            cell = Cell(self.execution, self._number, keep, on_output, self._fail)
+            self._cell = cell = Cell(self.execution, self._number, keep, on_output)
             self._busy_with, self._is_interrupted = self._number, False
             try:
-                return await self._run(cell, request(self._number), timeout)
+                if on_output is None:
+                    return await self._run(cell, request(self._number), timeout)
+                return await self._converse(cell, request(self._number), timeout)
             finally:
+                self._cell = None
                 self.execution.unfollow(cell)
                 if self._busy_with:
                     self._interrupt_or_kill(Cause.CANCELLED, "the call that ran a cell was cancelled")
@@ -113,6 +118,27 @@ class Context:
             self.execution.send_input_nowait(Kind.ASK, interruption(self.language, self._busy_with))
             if self._is_up:
                 self.execution.send_signal(signal.SIGINT)
+
+    async def _converse(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
+        """Run a cell beside passing its output on."""
+
+        async def pass_on() -> None:
+            await cell.pass_on()
+            if cell.failure is not None:
+                self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
+
+        async def run() -> CellResult:
+            try:
+                result = await self._run(cell, request, timeout)
+            except Exception:
+                await cell.end_passing(KILL_SECONDS)
+                raise
+            await cell.end_passing(KILL_SECONDS)
+            if cell.failure is not None:
+                raise cell.failure
+            return result
+
+        return await beside(pass_on, run)
 
     async def _run(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
         answer = None
@@ -129,8 +155,6 @@ class Context:
             result = await cell.last_result()
         else:
             result = cell.result(answer, timeout if timed_out else None)
-        if cell.failure is not None:
-            raise cell.failure
         return result
 
     async def _ask(self, request: bytes) -> None:
@@ -178,10 +202,11 @@ class Context:
             except ServerGone:
                 self._busy_with = 0
 
-    def _fail(self) -> None:
-        self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
-
     def _interrupt_or_kill(self, cause: Cause, why: str) -> None:
+        if not self._busy_with:
+            return
+        if self._cell is not None:
+            self._cell.free()
         if self._is_cut:
             self.execution.stop(cause, f"{why}; its code was still being sent")
             return

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestFileError
+from sandbox.guest.beside import NOT_THEIRS
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
 from sandbox.guest.server import Server, ServerGone
@@ -134,7 +135,7 @@ async def _send(server: Server, tag: Tag, body: bytes = b"") -> None:
 
 async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
     """Send what comes; do not wait for more when the server has ended."""
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     async def stop_when_gone() -> None:
         await server.execution.wait_over()
@@ -147,7 +148,9 @@ async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
                 await _send_pieces(server, data)
                 if server.has_answered:
                     break
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+        except NOT_THEIRS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below, outside of the group
             failures.append(error)
         group.cancel_scope.cancel()
     if failures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -15,9 +15,10 @@ from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
 from sandbox.guest import transfer
 from sandbox.guest.beside import beside
+from sandbox.guest.cell import OutputSink
 from sandbox.guest.client import GuestClient
 from sandbox.guest.context import Context
-from sandbox.guest.events import Events, Output, StreamName
+from sandbox.guest.events import Events, Output
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
@@ -25,7 +26,6 @@ from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
 from sandbox.guest.tree import TreeReport
 from sandbox.result import Result
 
-OutputSink = Callable[[StreamName, bytes], Awaitable[None] | None]
 Stdin = bytes | AsyncIterable[bytes]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
@@ -11,6 +11,7 @@ from sandbox.errors import GuestLost
 from sandbox.guest import context as asynchronous_context
 from sandbox.guest import execution as asynchronous_execution
 from sandbox.guest import files as asynchronous_files
+from sandbox.guest.cell import OutputSink
 from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.events import Event, Events, Output, StreamName
 from sandbox.guest.execution import Status
@@ -121,7 +122,7 @@ class Context:
         code: str,
         *,
         timeout: float | None = None,
-        on_output: Callable[[StreamName, bytes], None] | None = None,
+        on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
         running = self._inner.run(code, timeout=timeout, on_output=on_output, capture_bytes=capture_bytes)
@@ -269,7 +270,8 @@ class Sandbox:
         pty: tuple[int, int] | None = None,
         **options: Unpack[ProgramOptions],
     ) -> Execution:
-        return Execution(self._portal, self._portal.call(self._inner.spawn(argv, stdin=stdin, pty=pty, **options)))
+        spawning = self._inner.spawn(argv, stdin=stdin, pty=pty, **options)
+        return Execution(self._portal, self._portal.call(spawning, give_back=lambda execution: execution.kill()))
 
     def attach(self, ident: str) -> Execution:
         return Execution(self._portal, self._inner.attach(ident))
@@ -283,7 +285,10 @@ class Sandbox:
             yield Context(self._portal, context)
 
     def open_context(self, language: str = "python", **options: Unpack[ProgramOptions]) -> Context:
-        return Context(self._portal, self._portal.do(lambda: self._inner.open_context(language, **options)))
+        def make() -> asynchronous_context.Context:
+            return self._inner.open_context(language, **options)
+
+        return Context(self._portal, self._portal.do(make, give_back=lambda context: context.execution.kill()))
 
     @property
     def files(self) -> Files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -13,9 +14,14 @@ from typing import Any, TypeVar
 
 from sandbox.errors import StateError
 from sandbox.guest.events import Events
+from sandbox.log import log
 
 T = TypeVar("T")
 _STOP_SECONDS = 10.0
+_ENDED = (
+    "the event loop of `sandbox.sync` has ended, as it does when the process exits; close pools, and let calls in "
+    "other threads end, before that"
+)
 
 
 class End(Enum):
@@ -25,17 +31,45 @@ class End(Enum):
 
 
 class Portal:
-    """Runs coroutines for other threads. A caller that is interrupted waits for its coroutine's clean-up."""
+    """Runs coroutines for other threads. A caller that is interrupted waits for its coroutine's clean-up.
+
+    What a coroutine raises is raised in its caller's thread, `SystemExit` and `KeyboardInterrupt` too: they end
+    nobody's call but that one. When the thread ends all the same, every call that it owes an answer fails.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-sync", daemon=True)
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._owed: set[Future[Any]] = set()
+        self._has_ended = False
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._serve, name="sandbox-sync", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._run_loop()
+        finally:
+            with self._lock:
+                self._has_ended = True
+                owed = list(self._owed)
+            for done in owed:
+                if not done.done():
+                    done.set_exception(StateError(_ENDED))
+
+    def _run_loop(self) -> None:
+        """Run the event loop until it is told to stop, by us or by somebody's callback."""
+        try:
+            self._loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:  # of a callback that is nobody's call; asyncio lets it through
+            log.error("exit_in_event_loop", error=repr(error))
 
     @property
     def is_running(self) -> bool:
         """Whether this process has the thread that runs coroutines: a forked child has not."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._process == os.getpid()
 
     @property
     def is_here(self) -> bool:
@@ -46,41 +80,58 @@ class Portal:
         """Run a coroutine to its end and return its result, or raise what it raised.
 
         A result that is there when its caller is interrupted goes to `give_back`. Raises `StateError` in a child that
-        was forked: the thread that would run it is its parent's. And in that thread itself, which cannot wait for what
-        it has to run.
+        was forked: the thread that would run it is its parent's. In that thread itself, too, which cannot wait for
+        what it has to run. And when that thread has ended, as it does when the process exits.
         """
-        if self.is_here:
+        done: Future[T] = Future()
+        try:
+            self._owe(done)
+        except StateError:
             coroutine.close()
+            raise
+
+        def start() -> None:
+            task = self._loop.create_task(_caught(coroutine))
+            tasks.append(task)
+            task.add_done_callback(lambda task: _hand_over(task, done))
+
+        def cancel() -> None:
+            if tasks:  # else the loop has ended
+                tasks[0].cancel()
+
+        tasks: list[asyncio.Task[T | _Raised]] = []
+        try:
+            self._loop.call_soon_threadsafe(start)
+            return done.result()
+        except BaseException:
+            if not done.done():  # Ctrl-C in this thread: the coroutine goes first, with all that it owns
+                self._loop.call_soon_threadsafe(cancel)
+            if done.exception() is None and give_back is not None:
+                self._loop.call_soon_threadsafe(give_back, done.result())
+            raise
+        finally:
+            with self._lock:
+                self._owed.discard(done)
+
+    def _owe(self, done: Future[T]) -> None:
+        """Take a call; raise `StateError` if it could not be answered."""
+        if self.is_here:
             raise StateError(
                 "a callback or hook made a call of `sandbox.sync` that waits, in the thread that all such calls wait "
                 "for: keep what it was given, and make the call in another thread; to answer a program while it "
                 "runs, start it with `spawn` and iterate over its `events()`"
             )
-        if not self.is_running:
-            coroutine.close()
+        if self._process != os.getpid():
             raise StateError(
                 "the event loop of `sandbox.sync` does not run in this process, which was forked from one that uses "
                 "it: start this one with `subprocess`, or with multiprocessing's `spawn` or `forkserver`"
             )
-        done: Future[T] = Future()
+        with self._lock:
+            if self._has_ended or self._is_stopping:
+                raise StateError(_ENDED)
+            self._owed.add(done)
 
-        def start() -> None:
-            task = self._loop.create_task(coroutine)
-            tasks.append(task)
-            task.add_done_callback(lambda task: _hand_over(task, done))
-
-        tasks: list[asyncio.Task[T]] = []
-        self._loop.call_soon_threadsafe(start)
-        try:
-            return done.result()
-        except BaseException:
-            if not done.done():  # Ctrl-C in this thread: the coroutine goes first, with all that it owns
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 - filled by then
-            if done.exception() is None and give_back is not None:
-                self._loop.call_soon_threadsafe(give_back, done.result())
-            raise
-
-    def do(self, function: Callable[[], T]) -> T:
+    def do(self, function: Callable[[], T], *, give_back: Callable[[T], object] | None = None) -> T:
         """Run a function that does not wait where coroutines run; at once if that is here, so callbacks may ask."""
         if self.is_here:
             return function()
@@ -88,7 +139,7 @@ class Portal:
         async def run() -> T:
             return function()
 
-        return self.call(run())
+        return self.call(run(), give_back=give_back)
 
     @contextmanager
     def enter(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
@@ -132,8 +183,11 @@ class Portal:
                 self.call(finish())
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_STOP_SECONDS)
+        """Let the thread end; whoever waits for a call gets `StateError`. May be called twice."""
+        self._is_stopping = True
+        if self.is_running:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_STOP_SECONDS)
 
 
 class Iteration(Iterator[T]):
@@ -165,13 +219,31 @@ class Iteration(Iterator[T]):
         self._portal.call(close())
 
 
-def _hand_over(task: asyncio.Task[T], done: Future[T]) -> None:
+class _Raised:
+    """What a coroutine has raised that asyncio would not keep in its task but let through, to the end of the loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _caught(coroutine: Coroutine[Any, Any, T]) -> T | _Raised:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        return _Raised(error)
+
+
+def _hand_over(task: asyncio.Task[T | _Raised], done: Future[T]) -> None:
+    if done.done():
+        return
     if task.cancelled():
         done.set_exception(asyncio.CancelledError())
     elif (error := task.exception()) is not None:
         done.set_exception(error)
+    elif isinstance(result := task.result(), _Raised):
+        done.set_exception(result.error)
     else:
-        done.set_result(task.result())
+        done.set_result(result)
 
 
 _lock = threading.Lock()
