@@ -92,8 +92,12 @@ class VMPool:
 
     async def aclose(self) -> None:
         """Refuse new claims, destroy every VM, leased ones too, and return when all are gone. May be called twice."""
-        self._keeper.close()
+        self.close_nowait()
         await self._keeper.wait_over()
+
+    def close_nowait(self) -> None:
+        """Begin to close and return at once: nothing is lent or started any more, and every VM ends."""
+        self._keeper.close()
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Have `observer` called with every further event; return a function that ends that."""

@@ -65,7 +65,7 @@ class VMPool:
             return asynchronous.VMPool(config, source=source, sources=sources, observers=observers)
 
         self._portal = portal()
-        self._inner = self._portal.do(make)
+        self._inner = self._portal.keep(self._portal.do(make))
         self.config = self._inner.config
         self.id = self._inner.id
 
@@ -77,6 +77,9 @@ class VMPool:
 
     def close(self) -> None:
         self._portal.call(self._inner.aclose())
+
+    def close_nowait(self) -> None:
+        self._portal.do(self._inner.close_nowait)
 
     def __enter__(self) -> VMPool:
         self.open()

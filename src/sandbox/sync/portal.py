@@ -6,15 +6,17 @@ import asyncio
 import atexit
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from enum import Enum
 from typing import Any, TypeVar
 
 from sandbox.errors import StateError
 from sandbox.guest.events import Events
 from sandbox.log import log
+from sandbox.pool.pool import VMPool
 
 T = TypeVar("T")
 _STOP_SECONDS = 10.0
@@ -44,6 +46,7 @@ class Portal:
         self._owed: set[Future[Any]] = set()
         self._has_ended = False
         self._is_stopping = False
+        self._pools: weakref.WeakSet[VMPool] = weakref.WeakSet()
         self._thread = threading.Thread(target=self._serve, name="sandbox-sync", daemon=True)
         self._thread.start()
 
@@ -52,12 +55,7 @@ class Portal:
             while not self._is_stopping:
                 self._run_loop()
         finally:
-            with self._lock:
-                self._has_ended = True
-                owed = list(self._owed)
-            for done in owed:
-                if not done.done():
-                    done.set_exception(StateError(_ENDED))
+            self._refuse()
 
     def _run_loop(self) -> None:
         """Run the event loop until it is told to stop, by us or by somebody's callback."""
@@ -127,7 +125,7 @@ class Portal:
                 "it: start this one with `subprocess`, or with multiprocessing's `spawn` or `forkserver`"
             )
         with self._lock:
-            if self._has_ended or self._is_stopping:
+            if self._has_ended:
                 raise StateError(_ENDED)
             self._owed.add(done)
 
@@ -181,6 +179,43 @@ class Portal:
                 leave.set()
             elif self.is_running:  # else this is a forked child's copy of its parent's context
                 self.call(finish())
+
+    def keep(self, pool: VMPool) -> VMPool:
+        """Have `close` close this pool, if it is still there; return it."""
+        self._pools.add(pool)
+        return pool
+
+    def close(self) -> None:
+        """End what runs here, in order: pools and their VMs, then calls of other threads, then the thread.
+
+        When it is called, the process can still start threads, and libvirt is still there.
+        """
+        if not self.is_running or self._is_stopping:
+            return
+        self._refuse()
+        ending = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
+        with suppress(TimeoutError):  # the hypervisor kills what is left
+            ending.result(_STOP_SECONDS)
+        self.stop()
+
+    async def _end_all(self) -> None:
+        pools = list(self._pools)
+        for pool in pools:
+            pool.close_nowait()
+        await asyncio.gather(*(pool.aclose() for pool in pools), return_exceptions=True)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def _refuse(self) -> None:
+        """Take no more calls, and fail those that wait."""
+        with self._lock:
+            self._has_ended = True
+            owed = list(self._owed)
+        for done in owed:
+            with suppress(InvalidStateError):
+                done.set_exception(StateError(_ENDED))
 
     def stop(self) -> None:
         """Let the thread end; whoever waits for a call gets `StateError`. May be called twice."""
@@ -256,5 +291,15 @@ def portal() -> Portal:
     with _lock:
         if _portal is None:
             _portal = Portal()
-            atexit.register(_portal.stop)
+            _call_at_exit(_portal.close)
         return _portal
+
+
+def _call_at_exit(function: Callable[[], None]) -> None:
+    """Call it when the main thread has ended, while executors still take work; `atexit` comes after they are shut down.
+
+    This is what `concurrent.futures` itself uses, and the last to be registered is called first.
+    """
+    import concurrent.futures.thread  # noqa: F401, PLC0415 - registers its own hook, which has to come later than ours
+
+    getattr(threading, "_register_atexit", atexit.register)(function)
