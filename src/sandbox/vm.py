@@ -155,6 +155,10 @@ class VM(Sandbox):
         said = f"the QEMU of {self.name} was stopped by a signal, on the host; the VM is destroyed"
         self._client.close(lost(Cause.UNRESPONSIVE, said))
 
+    def release(self, said: str) -> None:
+        """Refuse further calls with `StateError`, and end what runs: the lease has ended, which `said` states."""
+        self._client.release(said)
+
     def on_lost(self) -> None:
         """Whatever broke first, machine or conversation: end the other, tell everybody once."""
         self._machine.process.kill()
@@ -207,7 +211,7 @@ async def open_vm(
     finally:
         loop.remove_reader(pidfd)
         if client is not None:  # whoever still waits for an execution hears of the end
-            client.close(lost(Cause.RELEASED, f"the lease on {machine.name} has ended: its VM is destroyed"))
+            client.release(f"the lease on {machine.name} has ended: its VM is destroyed")
         with stage("destroy the VM"):
             await machine.destroy()
 

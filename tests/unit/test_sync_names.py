@@ -21,6 +21,7 @@ FOR_SOURCES = {
     "pause",
     "prepare",
     "quiesce",
+    "release",
     "resume",
     "tell_template",
 }

@@ -10,7 +10,7 @@ import anyio
 from pydantic import ValidationError
 
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestLost, ProtocolError, afresh
+from sandbox.errors import ConfigError, GuestLost, ProtocolError, StateError, afresh
 from sandbox.guest.execution import Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
@@ -18,6 +18,7 @@ from sandbox.guest.request import Request
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.guest.watchdog import Watchdog
+from sandbox.home import Home
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.trace.stage import stage
 from sandbox.wire import (
@@ -78,6 +79,8 @@ class GuestClient:
             ask=lambda: self.send(Kind.PING, 0),
             give_up=lambda said: self.close(lost(Cause.UNRESPONSIVE, said)),
         )
+        self._home = Home()
+        self._ended = ""
         self._last_use = anyio.current_time()
         stream.start_receiving(self._on_data)
 
@@ -135,9 +138,10 @@ class GuestClient:
     def start(self, request: Request) -> Execution:
         """Start a program and return at once. Synchronous: either it is under way, or an error says why not.
 
-        Raises `GuestLost` when the VM is gone, `StateError` when its id was used before, `ConfigError` when the
-        request is too large.
+        Raises `GuestLost` when the VM is gone, `StateError` when its lease has ended or the id was used before,
+        `ConfigError` when the request is too large.
         """
+        self.check_lease()
         if self.lost is not None:
             raise afresh(self.lost)
         execution = self.executions.add(lambda number: Execution(self, number, request), request.id)
@@ -192,6 +196,24 @@ class GuestClient:
     def note_use(self) -> None:
         """Count this moment as use: the caller asked for something or took something, or a program ended."""
         self._last_use = anyio.current_time()
+
+    def release(self, said: str) -> None:
+        """End the conversation because the lease has ended, which `said` states; later calls are refused with it."""
+        self._ended = self._ended or said
+        self.close(lost(Cause.RELEASED, said))
+
+    def check_lease(self) -> None:
+        """Raise `StateError` where nothing may be asked: in another event loop, or after the end of the lease."""
+        self.check_home()
+        if self._ended:
+            raise StateError(f"{self._ended}; claim another VM")
+
+    def check_home(self) -> None:
+        """Raise `StateError` in another event loop or thread than this conversation's."""
+        self._home.check(self)
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name}>"
 
     @property
     def idle_seconds(self) -> float:

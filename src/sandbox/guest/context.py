@@ -90,7 +90,9 @@ class Context:
             raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
         keep = self._capture_bytes if capture_bytes is None else _not_negative(capture_bytes)
         request = cell_request(self.language, code)
+        self._server.client.check_lease()
         async with self._turn:
+            self._server.client.check_lease()
             await self._make_ready()
             if not self.is_alive:
                 outcome = self.execution.outcome or "closed"
@@ -110,6 +112,7 @@ class Context:
 
     def interrupt(self) -> None:
         """Interrupt the running cell as Ctrl-C does; nothing happens if none runs."""
+        self._server.client.check_home()
         if not self._busy_with:
             return
         self._is_interrupted = True
@@ -217,6 +220,7 @@ class Context:
 
     async def aclose(self) -> None:
         """End the interpreter and every program that it started; return when they have. May be called twice."""
+        self._server.client.check_home()
         self._server.close()
         await self.execution.wait_over()
 

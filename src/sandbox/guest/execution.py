@@ -142,6 +142,7 @@ class Execution:
         Raises `GuestLost`, with what had arrived as its `partial`, if the VM or the channel went first; if it went
         because the guest did not obey a deadline, the result says so. Cancelling the wait changes nothing.
         """
+        self._client.check_home()
         await self._over.wait()
         assert self._ending is not None
         result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
@@ -155,10 +156,12 @@ class Execution:
 
     async def wait_over(self) -> None:
         """Return when it has ended, however."""
+        self._client.check_home()
         await self._over.wait()
 
     def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Events:
         """Iterate over what it has written from these offsets on, what it writes, and its end."""
+        self._client.check_home()
         return Events(self, {Kind.OUT: stdout_offset, Kind.ERR: stderr_offset})
 
     async def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
@@ -166,6 +169,7 @@ class Execution:
 
         The piece begins later than `offset` if the bytes before it were beyond what is kept.
         """
+        self._client.check_home()
         begin, data = await self.record.streams[KINDS[stream]].read(offset, max_bytes)
         return Output(stream, begin, data)
 
@@ -174,12 +178,14 @@ class Execution:
 
         Raises `StateError` after `close_stdin`.
         """
+        self._client.check_home()
         if self._input_over:
             raise StateError(f"standard input of {self.id} was closed before")
         await self.send_input(Kind.STDIN, data)
 
     async def close_stdin(self) -> None:
         """End standard input: the program reads an end of file after what was written. On a terminal, send Ctrl-D."""
+        self._client.check_home()
         self._client.note_use()
         if not self._input_over:
             self._input_over = not self._request.pty
@@ -194,15 +200,18 @@ class Execution:
         """
         if not 1 <= number <= SIGNAL_MAX:
             raise ConfigError(f"{number} is no signal; give a number from 1 to {SIGNAL_MAX}")
+        self._client.check_home()
         self._client.note_use()
         self._send_json(Kind.KILL, {"signal": int(number), "tree": tree})
 
     def kill(self) -> None:
         """Kill every process that came from it, whatever session it moved to. `wait` tells the end."""
+        self._client.check_home()
         self.stop(Cause.KILLED_BY_CALLER, "killed by the caller")
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal's new size."""
+        self._client.check_home()
         self._client.note_use()
         self._send(Kind.RESIZE, size(min(max(rows, 1), 65535), min(max(columns, 1), 65535)))
 

@@ -46,6 +46,7 @@ class FileServers:
     async def lend(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that takes as long as its caller likes."""
         check_path(path)
+        self._client.check_lease()
         self._idle = [server for server in self._idle if server.is_alive]
         server = self._idle.pop() if self._idle else self.start("files")
         server.is_idle = False
@@ -65,6 +66,7 @@ class FileServers:
     async def lend_briefly(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that waits for nobody but the guest."""
         check_path(path)
+        self._client.check_lease()
         async with self._turns, self.lend(path) as server:
             yield server
 

@@ -26,6 +26,7 @@ class Server:
         self.taken = 0
         self.is_idle = True
         """Whether the last request has come to its end, so that another one may follow."""
+        self.client = client
         self.execution = client.start(request)
         self._decoder = MessageDecoder()
         self._messages: deque[tuple[Tag, bytes]] = deque()

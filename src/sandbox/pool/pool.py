@@ -15,6 +15,7 @@ from sandbox.config import PoolConfig, TemplateConfig
 from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
 from sandbox.event import EventKind, Observer
 from sandbox.guest.sandbox import RunOptions
+from sandbox.home import Home
 from sandbox.log import log
 from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
@@ -60,6 +61,7 @@ class VMPool:
         self._keeper = Keeper(self.config, self._broadcast)
         self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
         self._was_opened = False
+        self._home: Home | None = None
 
     def __repr__(self) -> str:
         state = self.statistics()
@@ -73,6 +75,7 @@ class VMPool:
         if self._was_opened or self._keeper.is_closing:
             raise StateError("this pool was opened before; make a new one")
         self._was_opened = True
+        self._home = Home()
         for name, (template, min_size) in self._wanted().items():
             self._keeper.add(name, self._sources.get(name) or await self._ensure(template), min_size)
         await run_sync(log.prepare)
@@ -92,6 +95,7 @@ class VMPool:
 
     async def aclose(self) -> None:
         """Refuse new claims, destroy every VM, leased ones too, and return when all are gone. May be called twice."""
+        self._check_home()
         self.close_nowait()
         await self._keeper.wait_over()
 
@@ -212,6 +216,7 @@ class VMPool:
 
         Raises `ConfigError` for more than the pool ever keeps ready.
         """
+        self._check_home()
         sizes = [low for _, low in self._wanted().values()]
         wanted = sum(sizes) if size is None else size
         most = min(self.config.max_size, sum(max(low, self.config.max_ready or 0) for low in sizes))
@@ -255,7 +260,12 @@ class VMPool:
     def _end_vm(self, name: str) -> bool:
         return self._keeper.end_vm(name)
 
+    def _check_home(self) -> None:
+        if self._home is not None:
+            self._home.check(self)
+
     def _check_open(self) -> None:
+        self._check_home()
         if not self._keeper.is_started or self._keeper.is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
 
