@@ -205,11 +205,11 @@ class Execution:
         self._end(end)
 
     def refuse(self, ident, why):
-        """No process came to be: say so on the execution's standard error."""
+        """No process came to be: say so in the end, and on the execution's standard error for who reads that."""
         self.id = ident
         self.agent.executions[ident] = self
         self.agent.send(Kind.ERR, ident, f"sandbox: {why}\n".encode())
-        self._end(_begin_of_end(126, None))
+        self._end(f'{_begin_of_end(126, None)},"refused":{_json(why[:200])}')
 
     def _end(self, end):
         del self.agent.executions[self.id]

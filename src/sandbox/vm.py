@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sandbox.certificate import Cause
+from sandbox.config import PoolConfig
 from sandbox.errors import GuestLost, StartError, StateError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.execution import Execution
@@ -154,6 +155,11 @@ class VM(Sandbox):
         """Give it up because its QEMU was found stopped: nothing in it goes on, and nothing would say so."""
         said = f"the QEMU of {self.name} was stopped by a signal, on the host; the VM is destroyed"
         self._client.close(lost(Cause.UNRESPONSIVE, said))
+
+    def adopt(self, config: PoolConfig) -> None:
+        """Take a pool's defaults for what its caller runs."""
+        self.set_defaults(timeout=config.exec_timeout, idle_timeout=config.exec_idle_timeout, limits=config.limits)
+        self._client.kill_patience = config.kill_patience
 
     def release(self, said: str) -> None:
         """Refuse further calls with `StateError`, and end what runs: the lease has ended, which `said` states."""

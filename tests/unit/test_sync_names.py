@@ -14,6 +14,7 @@ from sandbox import oneshot
 
 RENAMED = {"aclose": "close"}
 FOR_SOURCES = {
+    "adopt",
     "call_on_executions",
     "call_when_lost",
     "declare_stopped",
@@ -23,6 +24,7 @@ FOR_SOURCES = {
     "quiesce",
     "release",
     "resume",
+    "set_defaults",
     "tell_template",
 }
 """What those call who make VMs, not those who use them."""

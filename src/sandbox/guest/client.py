@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestLost, ProtocolError, StateError, afresh
-from sandbox.guest.execution import Execution
+from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
@@ -79,6 +79,8 @@ class GuestClient:
             ask=lambda: self.send(Kind.PING, 0),
             give_up=lambda said: self.close(lost(Cause.UNRESPONSIVE, said)),
         )
+        self.kill_patience = KILL_SECONDS
+        """How long its guest may take to obey a kill."""
         self._home = Home()
         self._ended = ""
         self._last_use = anyio.current_time()
@@ -192,6 +194,11 @@ class GuestClient:
     def close(self, error: GuestLost) -> None:
         """End the conversation: everybody who waits gets `error`."""
         self._fail(error)
+
+    @property
+    def times_heard(self) -> int:
+        """How often something has come from the guest, whatever it was."""
+        return self._watchdog.times_heard
 
     def note_use(self) -> None:
         """Count this moment as use: the caller asked for something or took something, or a program ended."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
+from enum import Enum
 from types import TracebackType
 
 import anyio
 from pydantic import ValidationError
 
+from sandbox import arguments
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, StateError
+from sandbox.errors import StateError
 from sandbox.guest.beside import beside
 from sandbox.guest.cell import Answer, Cell, OutputSink
 from sandbox.guest.client import GuestClient
@@ -27,6 +28,12 @@ INTERRUPT_SECONDS = 1.0
 _SENT_AT_ONCE = WINDOW_BYTES - GRANT_BYTES
 
 
+class Default(Enum):
+    """That a call leaves something to the pool's configuration; None is no limit."""
+
+    OF_THE_POOL = "the pool's default"
+
+
 class Context:
     """One interpreter in the guest, used by one call at a time; further calls wait for their turn.
 
@@ -38,10 +45,16 @@ class Context:
     """
 
     def __init__(
-        self, client: GuestClient, language: str, request: Request, capture_bytes: int = CAPTURE_BYTES
+        self,
+        client: GuestClient,
+        language: str,
+        request: Request,
+        capture_bytes: int = CAPTURE_BYTES,
+        timeout: object = None,
     ) -> None:
         self.language = language
-        self._capture_bytes = _not_negative(capture_bytes)
+        self._capture_bytes = capture_bytes
+        self._timeout = timeout
         self._server = Server(client, request)
         self._turn = anyio.Lock(fast_acquire=True)
         self._number = 0
@@ -74,7 +87,7 @@ class Context:
         self,
         code: str,
         *,
-        timeout: float | None = None,
+        timeout: float | Default | None = Default.OF_THE_POOL,
         on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
@@ -82,14 +95,17 @@ class Context:
 
         `on_output` is called as in `Sandbox.run`: awaiting in it slows the code down. What it raises is raised here.
 
-        After `timeout` seconds, or when cancelled, the code is interrupted as by Ctrl-C, so that the state survives;
-        if it does not come to its end within a second, the whole context is killed. Raises `StateError` when the
-        context has ended before, and `GuestLost` when the VM goes meanwhile.
+        After `timeout` seconds (by default what the pool says; None is no limit), or when cancelled, the code is
+        interrupted as by Ctrl-C, so that the state survives; if it does not come to its end within a second, the whole
+        context is killed. Raises `StateError` when the context has ended before, and `GuestLost` when the VM goes
+        meanwhile.
         """
-        if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
-            raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
-        keep = self._capture_bytes if capture_bytes is None else _not_negative(capture_bytes)
-        request = cell_request(self.language, code)
+        limit = self._timeout if timeout is Default.OF_THE_POOL else timeout
+        seconds = arguments.given(arguments.seconds, "timeout", limit)
+        sink = arguments.given(arguments.call, "on_output", on_output)
+        keep = arguments.given(arguments.count, "capture_bytes", capture_bytes)
+        keep = self._capture_bytes if keep is None else keep
+        request = cell_request(self.language, arguments.text("code", code))
         self._server.client.check_lease()
         async with self._turn:
             self._server.client.check_lease()
@@ -98,12 +114,12 @@ class Context:
                 outcome = self.execution.outcome or "closed"
                 raise StateError(f"the context {self.id} has ended ({outcome}); open another one")
             self._number += 1
-            self._cell = cell = Cell(self.execution, self._number, keep, on_output)
+            self._cell = cell = Cell(self.execution, self._number, keep, sink)
             self._busy_with, self._is_interrupted = self._number, False
             try:
-                if on_output is None:
-                    return await self._run(cell, request(self._number), timeout)
-                return await self._converse(cell, request(self._number), timeout)
+                if sink is None:
+                    return await self._run(cell, request(self._number), seconds)
+                return await self._converse(cell, request(self._number), seconds)
             finally:
                 self._cell = None
                 self.execution.unfollow(cell)
@@ -231,9 +247,3 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _not_negative(capture_bytes: int) -> int:
-    if capture_bytes < 0:
-        raise ConfigError(f"capture_bytes is {capture_bytes}; give 0 or more")
-    return capture_bytes

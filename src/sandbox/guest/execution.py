@@ -11,11 +11,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import anyio
+from pydantic import ValidationError
 
+from sandbox import arguments
+from sandbox.arguments import Data
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestLost, StateError, afresh
+from sandbox.errors import ConfigError, GuestLost, GuestResources, StateError, afresh
 from sandbox.guest.deadlines import Deadlines
-from sandbox.guest.ending import LOST, SIGNAL_MAX, End
+from sandbox.guest.ending import LOST, SIGNAL_MAX, End, refusal
 from sandbox.guest.events import KINDS, Events, Output, StreamName
 from sandbox.guest.inputs import Inputs
 from sandbox.guest.intake import AnswerSink, Follower, Intake
@@ -23,6 +26,7 @@ from sandbox.guest.output import Record
 from sandbox.guest.request import Request
 from sandbox.guest.stages import ExecutionStages
 from sandbox.guest.verdict import Ending, lost
+from sandbox.log import log
 from sandbox.result import Outcome, Result
 from sandbox.wire import (
     INPUTS,
@@ -40,7 +44,8 @@ if TYPE_CHECKING:
     from sandbox.guest.client import GuestClient
 
 KILL_SECONDS = 2.0
-"""After a kill the guest has so long to report that the process tree is gone; then the VM goes instead."""
+"""After a kill the guest has this long to report that the process tree is gone, unless its pool says otherwise; then
+the VM goes instead. See `Deadlines.limit_dying`."""
 
 RETIRE_SECONDS = 30.0
 """The same for a kill that is only to clear up."""
@@ -140,11 +145,14 @@ class Execution:
         """Return the result when the program has ended; as often and by as many as like.
 
         Raises `GuestLost`, with what had arrived as its `partial`, if the VM or the channel went first; if it went
-        because the guest did not obey a deadline, the result says so. Cancelling the wait changes nothing.
+        because the guest did not obey a deadline, the result says so. Raises `GuestResources` if the guest had no room
+        for another process, so that nothing ran. Cancelling the wait changes nothing.
         """
         self._client.check_home()
         await self._over.wait()
         assert self._ending is not None
+        if isinstance(end := self._ending.end, End) and end.refused is not None and self._ordered is None:
+            raise GuestResources(refusal(end.refused))
         result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
         if self._stages is not None:
             self._stages.reported()
@@ -162,7 +170,9 @@ class Execution:
     def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Events:
         """Iterate over what it has written from these offsets on, what it writes, and its end."""
         self._client.check_home()
-        return Events(self, {Kind.OUT: stdout_offset, Kind.ERR: stderr_offset})
+        offsets = {"stdout_offset": stdout_offset, "stderr_offset": stderr_offset}
+        out, err = (arguments.count(name, offset) for name, offset in offsets.items())
+        return Events(self, {Kind.OUT: out, Kind.ERR: err})
 
     async def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         """Return what is there of a stream from `offset` on; no bytes if that is the present end.
@@ -170,18 +180,21 @@ class Execution:
         The piece begins later than `offset` if the bytes before it were beyond what is kept.
         """
         self._client.check_home()
-        begin, data = await self.record.streams[KINDS[stream]].read(offset, max_bytes)
-        return Output(stream, begin, data)
+        name = arguments.stream("stream", stream)
+        place, size = arguments.count("offset", offset), arguments.count("max_bytes", max_bytes)
+        begin, data = await self.record.streams[KINDS[name]].read(place, size)
+        return Output(name, begin, data)
 
-    async def write(self, data: bytes) -> None:
-        """Pass bytes to standard input. Returns when the guest has room for them; drops them after the end.
+    async def write(self, data: Data) -> None:
+        """Pass bytes, or text as UTF-8, to standard input. Returns when the guest has room; drops them after the end.
 
         Raises `StateError` after `close_stdin`.
         """
         self._client.check_home()
+        given = arguments.data("data", data)
         if self._input_over:
             raise StateError(f"standard input of {self.id} was closed before")
-        await self.send_input(Kind.STDIN, data)
+        await self.send_input(Kind.STDIN, given)
 
     async def close_stdin(self) -> None:
         """End standard input: the program reads an end of file after what was written. On a terminal, send Ctrl-D."""
@@ -198,8 +211,9 @@ class Execution:
 
         Raises `ConfigError` for a number that no signal has.
         """
-        if not 1 <= number <= SIGNAL_MAX:
-            raise ConfigError(f"{number} is no signal; give a number from 1 to {SIGNAL_MAX}")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= SIGNAL_MAX:
+            raise ConfigError(f"{number!r} is no signal; give a number from 1 to {SIGNAL_MAX}")
+        arguments.flag("tree", tree)
         self._client.check_home()
         self._client.note_use()
         self._send_json(Kind.KILL, {"signal": int(number), "tree": tree})
@@ -213,7 +227,8 @@ class Execution:
         """Tell the terminal's new size."""
         self._client.check_home()
         self._client.note_use()
-        self._send(Kind.RESIZE, size(min(max(rows, 1), 65535), min(max(columns, 1), 65535)))
+        tall, wide = arguments.count("rows", rows), arguments.count("columns", columns)
+        self._send(Kind.RESIZE, size(min(max(tall, 1), 65535), min(max(wide, 1), 65535)))
 
     # What the sandbox's own parts use.
 
@@ -237,7 +252,7 @@ class Execution:
         """Have it killed although it did nothing wrong: a guest with much to do may take its time."""
         self.stop(Cause.KILLED_BY_CALLER, "it was not needed any more", patience=RETIRE_SECONDS)
 
-    def stop(self, cause: Cause, why: str, *, patience: float = KILL_SECONDS) -> None:
+    def stop(self, cause: Cause, why: str, *, patience: float | None = None) -> None:
         """Have the whole process tree killed, for this reason; if the guest does not obey, the VM goes."""
         if self.has_ended or self._ordered is not None:
             return
@@ -245,7 +260,8 @@ class Execution:
         self._send_json(Kind.KILL, {"tree": True})
         self._intake.is_free = True
         self._intake.settle_all()  # nobody slows a dying program down
-        self._deadlines.limit_dying(patience, lambda: self._give_up(patience))
+        allowed = self._client.kill_patience if patience is None else patience
+        self._deadlines.limit_dying(allowed, lambda: self._client.times_heard, lambda: self._give_up(allowed))
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
         self._is_asked = kind is Kind.ASK
@@ -278,6 +294,16 @@ class Execution:
 
     def deliver(self, frame: Frame) -> None:
         """Take one frame; raise `FrameError` if an honest guest could not have sent it."""
+        try:
+            self._take(frame)
+        except (FrameError, ValidationError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of ours: what follows in the channel would be lost
+            log.error("frame_not_taken", vm=self.vm, execution=self.id, kind=frame.kind.name, error=repr(error))
+            said = f"the host could not take {frame.kind.name} of execution {self.id}: {error!r}; its VM is destroyed"
+            self._client.close(lost(Cause.HOST_DEFECT, said))
+
+    def _take(self, frame: Frame) -> None:
         if self.has_ended:
             raise FrameError(f"{frame.kind.name} came after the end of execution {self.number}")
         if frame.kind in OUTPUTS:

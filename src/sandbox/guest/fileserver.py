@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import anyio
 from pydantic import BaseModel, ValidationError
 
+from sandbox import arguments
+from sandbox.arguments import Data
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestFileError
+from sandbox.errors import GuestFileError
 from sandbox.guest.beside import NOT_THEIRS
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
@@ -24,7 +26,7 @@ SILENCE_SECONDS = 120.0
 _SERVERS = 4
 """More do not make a guest of one processor any faster: each of them costs it a start and an end."""
 
-Content = bytes | AsyncIterable[bytes]
+Content = Data | AsyncIterable[Data]
 Said = TypeVar("Said", bound=BaseModel)
 
 
@@ -45,7 +47,6 @@ class FileServers:
     @asynccontextmanager
     async def lend(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that takes as long as its caller likes."""
-        check_path(path)
         self._client.check_lease()
         self._idle = [server for server in self._idle if server.is_alive]
         server = self._idle.pop() if self._idle else self.start("files")
@@ -65,7 +66,6 @@ class FileServers:
     @asynccontextmanager
     async def lend_briefly(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that waits for nobody but the guest."""
-        check_path(path)
         self._client.check_lease()
         async with self._turns, self.lend(path) as server:
             yield server
@@ -112,7 +112,7 @@ def checked(server: Server, model: type[Said], found: object) -> list[Said]:
         raise server.nonsense(str(error).splitlines()[0]) from error
 
 
-async def send_content(server: Server, content: Content) -> None:
+async def send_content(server: Server, content: bytes | AsyncIterable[Data]) -> None:
     """Send content to its end, or until the guest refuses it; raise `ServerGone` if nobody takes it any more."""
     if isinstance(content, bytes):
         await _send_pieces(server, content)
@@ -135,7 +135,7 @@ async def _send(server: Server, tag: Tag, body: bytes = b"") -> None:
         await server.send(tag, body)
 
 
-async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
+async def _send_all(server: Server, content: AsyncIterable[Data]) -> None:
     """Send what comes; do not wait for more when the server has ended."""
     failures: list[BaseException] = []
 
@@ -146,8 +146,8 @@ async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(stop_when_gone)
         try:
-            async for data in content:
-                await _send_pieces(server, data)
+            async for piece in content:
+                await _send_pieces(server, arguments.data("content", piece))
                 if server.has_answered:
                     break
         except NOT_THEIRS:
@@ -167,12 +167,6 @@ async def why_gone(server: Server, path: str) -> GuestFileError:
     said = result.stderr.decode("utf-8", "replace").strip()[-500:]
     number = errno.ETIMEDOUT if result.outcome is Outcome.TIMED_OUT else errno.EIO
     return GuestFileError(number, f"the guest's file server ended ({said or result.describe()})", path)
-
-
-def check_path(path: str) -> None:
-    """Raise `ConfigError` unless a file can have this path."""
-    if not path or "\0" in path:
-        raise ConfigError(f"the path {path!r} is empty or holds a NUL byte, which no file can be named")
 
 
 def _refusal(server: Server, fields: Mapping[str, Any], path: str) -> GuestFileError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 import anyio
 
+from sandbox import arguments
+from sandbox.arguments import Data, GuestPath
 from sandbox.certificate import Cause
 from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
@@ -22,19 +24,19 @@ from sandbox.guest.events import Events, Output
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
-from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
+from sandbox.guest.request import CAPTURE_BYTES, PROGRAM, RUN, Request, command, script
 from sandbox.guest.tree import TreeReport
 from sandbox.result import Result
 
-Stdin = bytes | AsyncIterable[bytes]
+Stdin = Data | AsyncIterable[Data] | None
 
 
 class ProgramOptions(TypedDict, total=False):
     """How a program is run; every key may be left out."""
 
-    env: Mapping[str, str]
-    """Variables beside the guest's own."""
-    cwd: str | None
+    env: Mapping[str, str] | None
+    """Variables besides the guest's own."""
+    cwd: GuestPath | None
     """Directory; `/workspace` by default."""
     user: str | None
     """An unprivileged one by default; `root` is there for who asks."""
@@ -53,7 +55,7 @@ class RunOptions(ProgramOptions, total=False):
     """How a program is run to its end."""
 
     stdin: Stdin
-    """Bytes, or an asynchronous iterable of them; then standard input ends. Nothing by default."""
+    """Bytes or text, or an asynchronous iterable of them; then standard input ends. Nothing by default."""
     on_output: OutputSink | None
     """Called with (`"stdout"` or `"stderr"`, bytes) as the program writes; awaiting in it slows the program down."""
     pty: tuple[int, int] | None
@@ -71,13 +73,19 @@ class Sandbox:
         self.languages = tuple(languages)
         """The languages that `run` takes, as the image declares them."""
         self._files: dict[str | None, Files] = {}
+        self._defaults: dict[str, object] = {}
+
+    def set_defaults(self, *, timeout: float | None, idle_timeout: float | None, limits: Limits | None) -> None:
+        """Give programs these options where a call does not name them; a call's own None means none."""
+        given = {"timeout": timeout, "idle_timeout": idle_timeout, "limits": limits}
+        self._defaults = {name: value for name, value in given.items() if value is not None}
 
     async def run(
         self,
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         name: str = "",
         **options: Unpack[RunOptions],
     ) -> Result:
@@ -86,23 +94,20 @@ class Sandbox:
         Python runs in a fork of the guest's warm interpreter, other languages in an interpreter of their own. When
         the call is cancelled, the whole process tree is killed. Raises `GuestLost` when the VM dies meanwhile.
         """
-        if language not in self.languages:
-            known = ", ".join(self.languages)
-            raise ConfigError(f"the image has no language {language!r}; it has {known}")
-        return await self._run(*script(language, code, args, name), options)
+        return await self._run(*script(self._language(language), code, args, name), options, "run")
 
-    async def exec(self, argv: Sequence[str] | str, **options: Unpack[RunOptions]) -> Result:
+    async def exec(self, argv: Sequence[GuestPath] | str, **options: Unpack[RunOptions]) -> Result:
         """Run a command and return how it ended: an argument vector, or a string for `bash -c`.
 
         A command that does not exist exits with 127, one that cannot be executed with 126. The rest is as in `run`.
         """
-        return await self._run("argv", command(argv), options)
+        return await self._run("argv", command(argv), options, "exec")
 
     async def spawn(
         self,
-        argv: Sequence[str] | str,
+        argv: Sequence[GuestPath] | str,
         *,
-        stdin: bytes | None = b"",
+        stdin: Data | None = b"",
         pty: tuple[int, int] | None = None,
         **options: Unpack[ProgramOptions],
     ) -> Execution:
@@ -113,9 +118,12 @@ class Sandbox:
         ends, its time-out passes, or the VM is destroyed; nobody needs to wait for it. If the call itself is
         cancelled, the program is killed.
         """
-        execution = self._client.start(_request("argv", command(argv), options, pty=pty))
-        if stdin is not None:
-            execution.feed(stdin, is_all=pty is None)
+        given = arguments.given(arguments.data, "stdin", stdin)
+        size = arguments.given(arguments.terminal, "pty", pty)
+        checked = self._defaults | arguments.options(PROGRAM, options, "spawn")
+        execution = self._client.start(_request("argv", command(argv), checked, pty=size))
+        if given is not None:
+            execution.feed(given, is_all=size is None)
         try:
             await self._client.drained()
         except BaseException:  # its caller will never hear of it
@@ -128,14 +136,14 @@ class Sandbox:
 
         Raises `StateError` when there never was one, or when its result is not kept any more.
         """
-        execution = self._client.executions.find(ident)
+        execution = self._client.executions.find(arguments.text("ident", ident))
         if execution is None:
             raise StateError(f"no execution {ident!r} was ever started in this VM")
         return execution
 
     def status(self, ident: str) -> Status:
         """Return whether the execution with this id was never started, runs, or has finished. Never unknown."""
-        if not self._client.executions.was_used(ident):
+        if not self._client.executions.was_used(arguments.text("ident", ident)):
             return Status.NEVER_STARTED
         try:
             return self.attach(ident).status
@@ -155,13 +163,19 @@ class Sandbox:
         """Open a persistent interpreter that lives until `aclose`, or as long as the VM.
 
         Of the options, `timeout` and `idle_timeout` are for the interpreter's whole life; `capture_bytes` is for each
-        of its cells, unless `Context.run` is given another number.
+        of its cells, unless `Context.run` is given another number. Of a pool's defaults, the time-out is for each cell
+        and the limits are for the interpreter.
         """
-        if language not in self.languages:
+        checked = arguments.options(PROGRAM, options, "open_context")
+        keep = cast("int", checked.pop("capture_bytes", CAPTURE_BYTES))
+        defaults = {name: value for name, value in self._defaults.items() if name == "limits"}
+        request = start_request(self._language(language), defaults | checked)
+        return Context(self._client, language, request, keep, self._defaults.get("timeout"))
+
+    def _language(self, language: object) -> str:
+        if not isinstance(language, str) or language not in self.languages:
             raise ConfigError(f"the image has no language {language!r}; it has {', '.join(self.languages)}")
-        fields = {key: value for key, value in options.items() if key != "capture_bytes"}
-        request = _checked(lambda: start_request(language, fields))
-        return Context(self._client, language, request, options.get("capture_bytes", CAPTURE_BYTES))
+        return language
 
     @property
     def files(self) -> Files:
@@ -170,56 +184,58 @@ class Sandbox:
 
     def files_of(self, user: str | None) -> Files:
         """Return files as this user sees them; None is the unprivileged one."""
-        if user not in self._files:
-            self._files[user] = Files(self._client, user)
-        return self._files[user]
+        name = arguments.given(arguments.filled, "user", user)
+        if name not in self._files:
+            self._files[name] = Files(self._client, name)
+        return self._files[name]
 
-    async def read_file(self, path: str, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
+    async def read_file(self, path: GuestPath, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
         """Return the content of a file in the guest; see `Files.read`."""
         return await self.files_of(user).read(path, limit=limit)
 
-    async def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
+    async def write_file(
+        self, path: GuestPath, data: Data, *, mode: int | None = None, user: str | None = None
+    ) -> None:
         """Write a file in the guest; see `Files.write`."""
-        await self.files_of(user).write(path, data, mode=mode)
+        await self.files_of(user).write(path, arguments.data("data", data), mode=mode)
 
-    async def upload(self, source: Path | str, target: str, *, user: str | None = None) -> TreeReport:
+    async def upload(self, source: Path | str, target: GuestPath, *, user: str | None = None) -> TreeReport:
         """Copy a file or a whole directory of this host to `target` in the guest; see `TreeReport`."""
-        return await transfer.upload(self.files_of(user), Path(source), target)
+        there = arguments.path("target", target)
+        return await transfer.upload(self.files_of(user), arguments.host_path("source", source), there)
 
-    async def download(self, source: str, target: Path | str, *, user: str | None = None) -> TreeReport:
+    async def download(self, source: GuestPath, target: Path | str, *, user: str | None = None) -> TreeReport:
         """Copy a file or a whole directory of the guest to `target` on this host, which must not exist.
 
         Nothing is ever written beside `target`, whatever names the guest gives; see `TreeReport`.
         """
-        return await transfer.download(self.files_of(user), source, Path(target))
+        there = arguments.path("source", source)
+        return await transfer.download(self.files_of(user), there, arguments.host_path("target", target))
 
-    async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions) -> Result:
-        programs = {key: value for key, value in options.items() if key not in ("stdin", "on_output", "pty")}
-        request = _request(op, fields, programs, pty=options.get("pty"))
-        stdin, sink = options.get("stdin", b""), options.get("on_output")
-        async with killing(self._client.start(request)) as execution:
+    async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions, call: str) -> Result:
+        checked = arguments.options(RUN, options, call)
+        stdin = cast("bytes | AsyncIterable[Data]", checked.pop("stdin", b""))
+        sink = cast("OutputSink | None", checked.pop("on_output", None))
+        async with killing(self._client.start(_request(op, fields, self._defaults | checked))) as execution:
             if isinstance(stdin, bytes):
                 execution.feed(stdin)
                 return await _follow(execution, sink)
             return await beside(lambda: _feed(execution, stdin), lambda: _follow(execution, sink))
 
 
-def _request(
-    op: str, fields: Mapping[str, object], options: Mapping[str, object], *, pty: tuple[int, int] | None
-) -> Request:
-    renamed = {{"capture_bytes": "keep_bytes"}.get(key, key): value for key, value in options.items()}
-    return _checked(lambda: Request(op, fields, pty=pty, **renamed))  # type: ignore[arg-type]
+def check_run(code: object, language: object, args: object, options: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for a `run` that no VM can take, before one is claimed for it."""
+    script(arguments.filled("language", language), code, args, "")
+    arguments.options({**RUN, "name": arguments.script_name}, options, "run")
 
 
-def _checked(make: Callable[[], Request]) -> Request:
-    """Return the request; an option that does not exist is the caller's mistake."""
-    try:
-        return make()
-    except TypeError as error:
-        raise ConfigError(f"{error}".replace("Request.__init__()", "the call")) from error
+def _request(op: str, fields: Mapping[str, object], options: Mapping[str, object], **more: object) -> Request:
+    """Return the request of checked options."""
+    renamed = {"keep_bytes" if key == "capture_bytes" else key: value for key, value in options.items()}
+    return Request(op, fields, **renamed, **more)  # type: ignore[arg-type]
 
 
-async def _feed(execution: Execution, stdin: AsyncIterable[bytes]) -> None:
+async def _feed(execution: Execution, stdin: AsyncIterable[Data]) -> None:
     async for data in stdin:
         await execution.write(data)
     await execution.close_stdin()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox import arguments
 from sandbox.errors import StateError
 from sandbox.guest.identity import Receipt
 from sandbox.home import Home
@@ -67,9 +68,10 @@ class Lease:
     def renew(self, ttl: float | None) -> None:
         """Let it expire this many seconds from now, or never. Raises `StateError` when it has ended."""
         self._home.check(self)
+        left = arguments.given(arguments.seconds, "ttl", ttl)
         if self.has_ended:
             raise StateError(f"the lease {self.token} has ended; claim another VM")
-        self._slot.lease_ends = None if ttl is None else self._slot.now() + ttl
+        self._slot.lease_ends = None if left is None else self._slot.now() + left
         self._slot.look_again()
 
     async def wait_ended(self) -> None:

@@ -180,6 +180,7 @@ class Slot:
         self.lease_ends = None if lease_ttl is None else self.lent_at + lease_ttl
         lease = Lease(self, self.vm)
         self._token = lease.token
+        self.vm.adopt(self._shelf.config)
         self.vm.call_on_executions(self._on_execution)
         self.look_again()
         return lease

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Unpack
 
 from sandbox import oneshot
+from sandbox.arguments import GuestPath
 from sandbox.config import PoolConfig
 from sandbox.event import Observer
 from sandbox.guest.sandbox import RunOptions
@@ -42,7 +43,7 @@ def run(
     *,
     source: VMSource | VMPool | None = None,
     language: str = "python",
-    args: Sequence[str] = (),
+    args: Sequence[GuestPath] = (),
     **options: Unpack[RunOptions],
 ) -> Result:
     """Run code in a VM of its own and destroy the VM; see `sandbox.run`."""
@@ -128,7 +129,7 @@ class VMPool:
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         claim_timeout: float | None = None,
         **options: Unpack[RunOptions],
     ) -> Result:

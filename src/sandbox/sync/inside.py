@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from sandbox.errors import GuestLost
+from sandbox import arguments
+from sandbox.arguments import Data, GuestPath
+from sandbox.errors import ConfigError, GuestLost
 from sandbox.guest import context as asynchronous_context
 from sandbox.guest import execution as asynchronous_execution
 from sandbox.guest import files as asynchronous_files
 from sandbox.guest.cell import OutputSink
+from sandbox.guest.context import Default
 from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.events import Event, Events, Output, StreamName
 from sandbox.guest.execution import Status
@@ -78,7 +81,7 @@ class Execution:
     def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         return self._portal.call(self._inner.read(stream, offset, max_bytes))
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Data) -> None:
         self._portal.call(self._inner.write(data))
 
     def close_stdin(self) -> None:
@@ -121,7 +124,7 @@ class Context:
         self,
         code: str,
         *,
-        timeout: float | None = None,
+        timeout: float | Default | None = Default.OF_THE_POOL,
         on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
@@ -149,54 +152,62 @@ class Files:
         self._portal = portal
         self._inner = files
 
-    def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES) -> bytes:
+    def read(self, path: GuestPath, *, offset: int = 0, limit: int = READ_BYTES) -> bytes:
         return self._portal.call(self._inner.read(path, offset=offset, limit=limit))
 
-    def stream(self, path: str, *, offset: int = 0) -> Iteration[bytes]:
+    def stream(self, path: GuestPath, *, offset: int = 0) -> Iteration[bytes]:
         return Iteration(self._portal, self._inner.stream(path, offset=offset))
 
     def write(
         self,
-        path: str,
-        content: bytes | Iterable[bytes],
+        path: GuestPath,
+        content: Data | Iterable[Data],
         *,
         mode: int | None = None,
         append: bool = False,
         exclusive: bool = False,
         parents: bool = False,
     ) -> FileStat:
-        pieces = content if isinstance(content, bytes) else b"".join(content)
+        pieces = _joined(content)
         writing = self._inner.write(path, pieces, mode=mode, append=append, exclusive=exclusive, parents=parents)
         return self._portal.call(writing)
 
-    def append(self, path: str, content: bytes | Iterable[bytes]) -> FileStat:
+    def append(self, path: GuestPath, content: Data | Iterable[Data]) -> FileStat:
         return self.write(path, content, append=True)
 
-    def stat(self, path: str, *, follow: bool = True) -> FileStat:
+    def stat(self, path: GuestPath, *, follow: bool = True) -> FileStat:
         return self._portal.call(self._inner.stat(path, follow=follow))
 
-    def exists(self, path: str) -> bool:
+    def exists(self, path: GuestPath) -> bool:
         return self._portal.call(self._inner.exists(path))
 
-    def list(self, path: str = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
+    def list(self, path: GuestPath = ".", *, limit: int = LIST_ENTRIES) -> list[FileEntry]:
         return self._portal.call(self._inner.list(path, limit=limit))
 
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: GuestPath, *, recursive: bool = False) -> None:
         self._portal.call(self._inner.remove(path, recursive=recursive))
 
-    def move(self, path: str, target: str, *, replace: bool = True) -> None:
+    def move(self, path: GuestPath, target: GuestPath, *, replace: bool = True) -> None:
         self._portal.call(self._inner.move(path, target, replace=replace))
 
-    def mkdir(self, path: str, *, parents: bool = False, mode: int | None = None) -> None:
+    def mkdir(self, path: GuestPath, *, parents: bool = False, mode: int | None = None) -> None:
         self._portal.call(self._inner.mkdir(path, parents=parents, mode=mode))
 
-    def chmod(self, path: str, mode: int) -> None:
+    def chmod(self, path: GuestPath, mode: int) -> None:
         self._portal.call(self._inner.chmod(path, mode))
 
     @contextmanager
-    def watch(self, path: str = ".", *, recursive: bool = False) -> Iterator[Iterator[Change]]:
+    def watch(self, path: GuestPath = ".", *, recursive: bool = False) -> Iterator[Iterator[Change]]:
         with self._portal.enter(self._inner.watch(path, recursive=recursive)) as changes:
             yield Iteration(self._portal, changes)
+
+
+def _joined(content: Data | Iterable[Data]) -> bytes:
+    if isinstance(content, bytes | str | bytearray | memoryview):
+        return arguments.data("content", content)
+    if not isinstance(content, Iterable):
+        raise ConfigError(f"content is a {type(content).__name__}; give bytes, a string, or an iterable of them")
+    return b"".join(arguments.data("a piece of content", piece) for piece in content)
 
 
 class Sandbox:
@@ -253,20 +264,20 @@ class Sandbox:
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         name: str = "",
         **options: Unpack[RunOptions],
     ) -> Result:
         return self._portal.call(self._inner.run(code, language=language, args=args, name=name, **options))
 
-    def exec(self, argv: Sequence[str] | str, **options: Unpack[RunOptions]) -> Result:
+    def exec(self, argv: Sequence[GuestPath] | str, **options: Unpack[RunOptions]) -> Result:
         return self._portal.call(self._inner.exec(argv, **options))
 
     def spawn(
         self,
-        argv: Sequence[str] | str,
+        argv: Sequence[GuestPath] | str,
         *,
-        stdin: bytes | None = b"",
+        stdin: Data | None = b"",
         pty: tuple[int, int] | None = None,
         **options: Unpack[ProgramOptions],
     ) -> Execution:
@@ -297,14 +308,14 @@ class Sandbox:
     def files_of(self, user: str | None) -> Files:
         return Files(self._portal, self._inner.files_of(user))
 
-    def read_file(self, path: str, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
+    def read_file(self, path: GuestPath, *, user: str | None = None, limit: int = READ_BYTES) -> bytes:
         return self.files_of(user).read(path, limit=limit)
 
-    def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
-        self.files_of(user).write(path, data, mode=mode)
+    def write_file(self, path: GuestPath, data: Data, *, mode: int | None = None, user: str | None = None) -> None:
+        self._portal.call(self._inner.write_file(path, data, mode=mode, user=user))
 
-    def upload(self, source: Path | str, target: str, *, user: str | None = None) -> TreeReport:
+    def upload(self, source: Path | str, target: GuestPath, *, user: str | None = None) -> TreeReport:
         return self._portal.call(self._inner.upload(source, target, user=user))
 
-    def download(self, source: str, target: Path | str, *, user: str | None = None) -> TreeReport:
+    def download(self, source: GuestPath, target: Path | str, *, user: str | None = None) -> TreeReport:
         return self._portal.call(self._inner.download(source, target, user=user))
