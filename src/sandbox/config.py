@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +24,12 @@ class _Frozen(BaseModel):
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():
-            if isinstance(value, bool) and name in self.numbers():
-                raise ConfigError(f"{type(self).__name__}: {name}: {value} is no number")
+            if (
+                isinstance(value, bool)
+                and (field := type(self).model_fields.get(name))
+                and field.annotation is not bool
+            ):
+                raise ConfigError(f"{type(self).__name__}: {name}: a truth value cannot be meant (got {value})")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -36,11 +39,6 @@ class _Frozen(BaseModel):
             raise ConfigError(
                 f"{type(self).__name__}: {where}: {first['msg']} (got {first['input']!r}{origin})"
             ) from error
-
-    @classmethod
-    def numbers(cls) -> Iterator[str]:
-        """Yield the fields that are no `bool`."""
-        return (name for name, field in cls.model_fields.items() if field.annotation is not bool)
 
 
 class HostConfig(_Frozen):
