@@ -76,7 +76,7 @@ class Execution:
         try:
             self._body = Body(request)
         except OSError as error:
-            self.refuse(ident, f"cannot start a process in the guest: {error.strerror}")
+            self.refuse(ident, f"cannot start a process in the guest: {error.strerror}", is_full=True)
             return
         self._adopt()
         self._take_ends(_STDIO + _CONTROL)
@@ -204,12 +204,13 @@ class Execution:
             end += f',"stamps":{_json(stamps)}'
         self._end(end)
 
-    def refuse(self, ident, why):
-        """No process came to be: say so in the end, and on the execution's standard error for who reads that."""
+    def refuse(self, ident, why, is_full=False):
+        """No process came to be: say so on the execution's standard error; for want of room, in its end, too."""
         self.id = ident
         self.agent.executions[ident] = self
         self.agent.send(Kind.ERR, ident, f"sandbox: {why}\n".encode())
-        self._end(f'{_begin_of_end(126, None)},"refused":{_json(why[:200])}')
+        refused = f',"refused":{_json(why[:200])}' if is_full else ""
+        self._end(_begin_of_end(126, None) + refused)
 
     def _end(self, end):
         del self.agent.executions[self.id]

@@ -62,7 +62,7 @@ class End(BaseModel):
     """Counted after a bad end only."""
     evidence: Evidence | None = None
     refused: str | None = Field(default=None, max_length=200)
-    """Why no process came to be."""
+    """Why the guest had no room for a process."""
     stamps: Stamps | None = None
 
     @property
