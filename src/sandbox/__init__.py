@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sandbox.errors import ExecutionFailed as ExecutionFailed
     from sandbox.errors import GuestFileError as GuestFileError
     from sandbox.errors import GuestLost as GuestLost
+    from sandbox.errors import GuestResources as GuestResources
     from sandbox.errors import HostFileError as HostFileError
     from sandbox.errors import HostResources as HostResources
     from sandbox.errors import HypervisorError as HypervisorError
@@ -97,6 +98,7 @@ _HOMES = {
         "ExecutionFailed",
         "GuestFileError",
         "GuestLost",
+        "GuestResources",
         "HostFileError",
         "HostResources",
         "HypervisorError",

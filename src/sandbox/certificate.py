@@ -40,6 +40,8 @@ class Cause(StrEnum):
     PROTOCOL = "protocol"
     CHANNEL = "channel"
     """The channel broke while QEMU went on."""
+    HOST_DEFECT = "host_defect"
+    """The library failed to take what the guest sent: its own mistake. The log has it."""
     RELEASED = "released"
     """The lease was ended by its owner while the program ran."""
 

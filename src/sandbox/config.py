@@ -20,9 +20,16 @@ def _origin(field: str) -> str:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            if (
+                isinstance(value, bool)
+                and (field := type(self).model_fields.get(name))
+                and field.annotation is not bool
+            ):
+                raise ConfigError(f"{type(self).__name__}: {name}: a truth value cannot be meant (got {value})")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -177,7 +184,23 @@ class PoolConfig(_Frozen):
     """A lease ends by itself after so many seconds, unless its holder renews it."""
 
     idle_lease_timeout: float | None = Field(default=None, gt=0)
-    """A lease ends by itself when nothing was asked of its VM, and nothing ran in it, for so many seconds."""
+    """A lease ends by itself when nothing was asked of its VM, and nothing ran in it, for this many seconds."""
+
+    exec_timeout: float | None = Field(default=None, gt=0, le=1e9)
+    """Time-out of each program and each cell in this pool's VMs whose call names none. A call's own None is none."""
+
+    exec_idle_timeout: float | None = Field(default=None, gt=0, le=1e9)
+    """The same for the time without output, of programs only: a context may be silent between its cells."""
+
+    limits: Limits | None = None
+    """Limits of each program and each context in this pool's VMs whose call names none. A call's own None is none."""
+
+    kill_patience: float = Field(default=2.0, gt=0, le=3600)
+    """After a kill the guest has this long to report the end, else its VM is destroyed. On a busy host, give more.
+
+    Time in which the event loop was held up, or in which the guest was still heard, does not count, up to three times
+    as long in all.
+    """
 
     concurrent_starts: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1, le=256)
     """So many VMs are restored at the same time."""

@@ -8,6 +8,7 @@
     │  └─ PoolBusy                   so many wait already that waiting was not begun
     ├─ HostResources                 the host cannot carry another VM
     ├─ StartError                    no user code ran: always safe to retry
+    │  ├─ GuestResources             the guest has no room for another process
     │  ├─ ImageError                 an image could not be built, found or verified
     │  ├─ TemplateError              a template could not be baked, or differs from its manifest
     │  └─ HypervisorError            libvirt or QEMU refused, or missed a deadline
@@ -93,6 +94,12 @@ class StartError(SandboxError):
     """A VM did not come up. No user code ran, so a retry is always safe."""
 
     code = "START"
+
+
+class GuestResources(StartError):
+    """The guest has no room for another process. Nothing ran: a retry is safe when something in the VM has ended."""
+
+    code = "GUEST_RESOURCES"
 
 
 class ImageError(StartError):

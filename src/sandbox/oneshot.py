@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
-from sandbox.guest.sandbox import RunOptions
+from sandbox.arguments import GuestPath
+from sandbox.errors import ConfigError
+from sandbox.guest.sandbox import RunOptions, check_run
 from sandbox.result import Result
 from sandbox.template.template import Template
 from sandbox.vm import VMSource
@@ -16,7 +18,7 @@ async def run(
     *,
     source: VMSource | None = None,
     language: str = "python",
-    args: Sequence[str] = (),
+    args: Sequence[GuestPath] = (),
     **options: Unpack[RunOptions],
 ) -> Result:
     """Run code in a VM of its own and destroy the VM.
@@ -24,6 +26,9 @@ async def run(
     `source` is a pool, a template or a cold boot; by default a clone of the default template. See `Sandbox.run` for
     the rest, for what is raised, and for what the result says.
     """
+    check_run(code, language, args, options)
+    if source is not None and not callable(getattr(source, "lease", None)):
+        raise ConfigError(f"source is a {type(source).__name__}; give a pool, a template or a cold boot")
     if source is None:
         source = await Template.ensure()
     async with source.lease() as vm:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sandbox.certificate import Cause
+from sandbox.config import PoolConfig
 from sandbox.errors import GuestLost, StartError, StateError
 from sandbox.guest.client import GuestClient
 from sandbox.guest.execution import Execution
@@ -155,6 +156,15 @@ class VM(Sandbox):
         said = f"the QEMU of {self.name} was stopped by a signal, on the host; the VM is destroyed"
         self._client.close(lost(Cause.UNRESPONSIVE, said))
 
+    def adopt(self, config: PoolConfig) -> None:
+        """Take a pool's defaults for what its caller runs."""
+        self.set_defaults(timeout=config.exec_timeout, idle_timeout=config.exec_idle_timeout, limits=config.limits)
+        self._client.kill_patience = config.kill_patience
+
+    def release(self, said: str) -> None:
+        """Refuse further calls with `StateError`, and end what runs: the lease has ended, which `said` states."""
+        self._client.release(said)
+
     def on_lost(self) -> None:
         """Whatever broke first, machine or conversation: end the other, tell everybody once."""
         self._machine.process.kill()
@@ -207,7 +217,7 @@ async def open_vm(
     finally:
         loop.remove_reader(pidfd)
         if client is not None:  # whoever still waits for an execution hears of the end
-            client.close(lost(Cause.RELEASED, f"the lease on {machine.name} has ended: its VM is destroyed"))
+            client.release(f"the lease on {machine.name} has ended: its VM is destroyed")
         with stage("destroy the VM"):
             await machine.destroy()
 

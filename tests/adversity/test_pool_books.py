@@ -134,7 +134,7 @@ def test_time_out_says_what_it_waited_for() -> None:
     async def scene() -> None:
         world = FakeWorld(start_seconds=START)
         async with opened(world) as pool:
-            await pool.claim()
+            _held = await pool.claim()
             other = asyncio.create_task(pool.claim(timeout=2))
             await anyio.lowlevel.checkpoint()
             with pytest.raises(PoolTimeout) as late:
@@ -300,10 +300,10 @@ def test_duration_of_a_start_is_learned_slowly() -> None:
         world = FakeWorld(start_seconds=START)
         async with opened(world, max_size=2) as pool:
             shelf = pool._keeper.shelves["default"]
-            await pool.claim()
+            _first = await pool.claim()
             assert shelf._start_seconds == about(START)
             world.start_seconds = START + 1.0
-            await pool.claim()
+            _second = await pool.claim()
             assert shelf._start_seconds == about(START + 0.3)
 
     play(scene())

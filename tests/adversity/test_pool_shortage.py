@@ -109,7 +109,8 @@ def test_last_warm_vm_goes_to_the_most_senior() -> None:
         async with held_back(FakeWorld(start_seconds=START)) as (pool, _):
             patient = asyncio.create_task(pool.claim())
             await anyio.sleep(0.001)
-            assert not (await pool.claim(priority=5)).has_ended
+            urgent = await pool.claim(priority=5)
+            assert not urgent.has_ended
             with pytest.raises(StartError, match="lets this start fail"):
                 await patient
 
@@ -211,7 +212,7 @@ async def test_host_without_another_thread_costs_no_lease(template: Template, mo
             with pytest.raises(HostResources, match="ulimit -u"):
                 await pool.claim()
         assert (await lease.vm.run("print(6 * 7)")).text == "42\n"
-        await pool.claim(timeout=60)
+        _other = await pool.claim(timeout=60)
         assert len(await template.host.call(template.host.connection.domains)) == 2
 
 

@@ -63,6 +63,12 @@ class FakeVM:
     def call_on_executions(self, callback: Callable[[object], None]) -> None:
         """Nothing ever runs in a fake."""
 
+    def adopt(self, config: object) -> None:
+        """Nothing ever runs in a fake."""
+
+    def release(self, said: str) -> None:
+        """Nobody asks anything of a fake whose lease has ended."""
+
     def die(self) -> None:
         """End as a QEMU that was killed: everybody is told at once."""
         self.is_alive = False

@@ -113,7 +113,7 @@ async def test_a_live_pool_rolls_over_under_load_and_back(
             group.create_task(caller())
             group.create_task(watch())
             with anyio.fail_after(120):
-                await pool.claim(60)  # held all the time
+                _lease = await pool.claim(60)  # held all the time
                 await run_sync(publisher.publish)
                 while not (generations and generations[-1] == 2):  # noqa: ASYNC110 - as observed by the caller
                     await anyio.sleep(0.05)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
-from sandbox.config import Limits
+from sandbox.config import HostConfig, Limits, PoolConfig, TemplateConfig, TemplateTarget
 from sandbox.errors import ConfigError
 
 
@@ -33,3 +34,19 @@ def test_counts_beyond_those_of_a_kernel_are_refused(name: str, most: int) -> No
     assert Limits(**given).model_dump(exclude_none=True) == given
     with pytest.raises(ConfigError, match=f"Limits: {name}: "):
         Limits(**{key: count + 1 for key, count in given.items()})
+
+
+NUMBERS = [
+    (model, name)
+    for model in (HostConfig, TemplateConfig, Limits, TemplateTarget, PoolConfig)
+    for name, field in model.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
+]
+
+
+@pytest.mark.parametrize("wrong", [True, False, math.nan, math.inf, -math.inf, "many"])
+@pytest.mark.parametrize(("model", "name"), NUMBERS, ids=[f"{model.__name__}.{name}" for model, name in NUMBERS])
+def test_no_number_of_a_configuration_is_anything_else(model: type[BaseModel], name: str, wrong: object) -> None:
+    """Truth values, NaN, infinities and words are refused by name, in whatever field they are."""
+    with pytest.raises(ConfigError, match=name):
+        model(**{name: wrong})

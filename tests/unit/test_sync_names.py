@@ -14,6 +14,7 @@ from sandbox import oneshot
 
 RENAMED = {"aclose": "close"}
 FOR_SOURCES = {
+    "adopt",
     "call_on_executions",
     "call_when_lost",
     "declare_stopped",
@@ -21,13 +22,16 @@ FOR_SOURCES = {
     "pause",
     "prepare",
     "quiesce",
+    "release",
     "resume",
+    "set_defaults",
     "tell_template",
 }
 """What those call who make VMs, not those who use them."""
 FOR_THE_GUEST_PACKAGE = {
     "account",
     "deliver",
+    "feed",
     "follow",
     "is_busy",
     "lose",

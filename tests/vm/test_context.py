@@ -155,7 +155,7 @@ async def test_errors_are_data_and_begin_in_the_cell(vm: VM) -> None:
             ("import sys; sys.exit()", "SystemExit"),
             ("input()", "EOFError"),
             ("if :", "SyntaxError"),
-            ("x = '\ud800'", "UnicodeEncodeError"),
+            ("x = '\udcff'", "UnicodeEncodeError"),
             ("class E(Exception):\n    def __str__(self): raise SystemExit\nraise E", "E"),
             ("raise KeyboardInterrupt", "KeyboardInterrupt"),
             ("raise ValueError('\\ud800' * 3 + 'é' * 10**6)", "ValueError"),

@@ -54,9 +54,9 @@ async def test_every_operation_takes_every_name(vm: VM) -> None:
     assert {entry.name for entry in await files.list()}.isdisjoint(NAMES)
     for wrong in ("", "a\0b"):
         for call in (files.read(wrong), files.write(wrong, b""), files.stat(wrong), files.list(wrong)):
-            with pytest.raises(ConfigError, match="NUL"):
+            with pytest.raises(ConfigError, match=r"empty|NUL"):
                 await call
-        with pytest.raises(ConfigError, match="NUL"):
+        with pytest.raises(ConfigError, match=r"empty|NUL"):
             await files.move("x", wrong)
     for odd in (
         files.read("x", offset=-1),

@@ -210,3 +210,35 @@ async def test_a_request_that_the_guest_cannot_read_ends_only_itself(vm: VM, mon
     assert (await vm.exec("echo $0", limits=Limits.model_construct(cpus=1e305), timeout=30)).text == "bash\n"
     await beside.write(b"still here\n")
     assert (await beside.wait()).text == "still here\n"
+
+
+async def _sleepers(vm: VM) -> int:
+    return len((await vm.exec(["pgrep", "-f", "sleep 100[5]"])).text.split())
+
+
+async def test_what_outlives_its_program_can_be_killed(vm: VM) -> None:
+    """By the execution that started it, also when that has ended long ago; other programs' children stay."""
+    ended = await vm.exec("setsid sleep 1005 & sleep 1005 & echo done", id="left")
+    other = await vm.exec("setsid sleep 1005 & echo done", id="other")
+    assert (ended.text, other.text) == ("done\n", "done\n")
+    assert await _sleepers(vm) == 3
+    vm.attach("left").kill()
+    with anyio.fail_after(10):
+        while await _sleepers(vm) != 1:
+            pass
+    vm.attach("other").send_signal(signal.SIGTERM, tree=True)
+    with anyio.fail_after(10):
+        while await _sleepers(vm):
+            pass
+    vm.attach("other").kill()
+    assert (await vm.run("print(1)")).ok
+
+
+async def test_a_program_may_take_its_children_with_it(vm: VM) -> None:
+    """With `kill_children` what it leaves behind is killed at its end, of commands and scripts alike."""
+    (await vm.exec("setsid sleep 1005 & echo done", kill_children=True)).check()
+    code = "import subprocess; subprocess.Popen(['sleep', '1005'], start_new_session=True)"
+    (await vm.run(code, kill_children=True)).check()
+    with anyio.fail_after(10):
+        while await _sleepers(vm):
+            pass

@@ -232,3 +232,24 @@ def test_interrupt_destroys_the_vm_before_it_is_raised() -> None:
     assert errors.rstrip().endswith(b"KeyboardInterrupt")
     assert not [line for line in leaks(HostConfig().runtime_dir) if f"process {process.pid} " in line]
     assert process.pid not in [record.pid for record in owners(HostConfig().runtime_dir)]
+
+
+@pytest.mark.usefixtures("template")
+@pytest.mark.parametrize("last", ["sys.exit(3)", "other = pool.claim(); other.vm.spawn('sleep 1000'); sys.exit(3)"])
+def test_a_script_that_ends_without_close_ends_in_order(last: str) -> None:
+    """Pools end first and start nothing more, then libvirt: the exit status is the script's, and nothing is printed."""
+    code = (
+        "import sandbox.sync, sys\n"
+        "from sandbox import PoolConfig\n"
+        "pool = sandbox.sync.VMPool(PoolConfig(min_size=2, max_size=4, idle_lease_timeout=60))\n"
+        "pool.open()\n"
+        "print(pool.run('print(1)').text, end='')\n"  # others start meanwhile
+        f"lease = pool.claim()\n{last}\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (3, b"", b"")
+    assert not [line for line in leaks(HostConfig().runtime_dir) if f"process {process.pid} " in line]
+    assert process.pid not in [record.pid for record in owners(HostConfig().runtime_dir)]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import anyio
 from pydantic import BeforeValidator, FailFast, Field
 
 from sandbox.certificate import Cause, DeathCertificate
 from sandbox.errors import GuestLost
+from sandbox.guest.beside import NOT_THEIRS
 from sandbox.guest.events import NAMES, StreamName
 from sandbox.guest.execution import Execution
 from sandbox.guest.output import Record
 from sandbox.guest.said import Said
 from sandbox.result import CellError, CellResult, Outcome
-from sandbox.wire import Kind
+from sandbox.wire import WINDOW_BYTES, Kind
 
+OutputSink = Callable[[StreamName, bytes], Awaitable[None] | None]
 _UNBOUNDED = 1 << 62
 _TAIL_BYTES = 64 * 1024
 
@@ -39,39 +44,76 @@ class Answer(Said):
 
 
 class Cell:
-    """Collects what is written while one cell runs. `on_failure` is called when its output sink raises."""
+    """Collects what is written while one cell runs, and passes it on to a sink that may be slow."""
 
-    def __init__(
-        self,
-        execution: Execution,
-        number: int,
-        keep: int,
-        on_output: Callable[[StreamName, bytes], None] | None,
-        on_failure: Callable[[], None],
-    ) -> None:
+    def __init__(self, execution: Execution, number: int, keep: int, sink: OutputSink | None) -> None:
         self.number = number
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
+        """What the sink has raised."""
+        self.is_free = False
+        """Whether the sink no longer slows the code down, because that is to come to its end."""
         self._execution = execution
         self._record = Record(keep, memory=keep)
-        self._on_output = on_output
-        self._on_failure = on_failure
+        self._sink = sink
+        self._pieces: deque[tuple[Kind, int, bytes]] = deque()
+        self._taken = {kind: execution.record.streams[kind].total for kind in NAMES}
+        self._is_over = False
+        self._news = anyio.Event()
+        self._passed = anyio.Event()
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC)
         execution.follow(self)
 
-    def floor(self, _kind: Kind) -> int:
-        return _UNBOUNDED
+    def floor(self, kind: Kind) -> int:
+        return _UNBOUNDED if self._sink is None or self.is_free else self._taken[kind]
 
-    def feed(self, kind: Kind, _offset: int, data: bytes) -> None:
+    def feed(self, kind: Kind, offset: int, data: bytes) -> None:
         self._record.add(kind, data)
-        if self._on_output is not None and self.failure is None:
-            try:
-                self._on_output(NAMES[kind], data)
-            except Exception as error:  # noqa: BLE001 - raised from `Context.run`, whose caller it belongs to
-                self.failure = error
-                self._on_failure()
+        end = offset + len(data)
+        # Only a cell that is to end can be more than a window ahead of its sink, which then misses the rest.
+        if self._sink is not None and self.failure is None and end - self._taken[kind] <= WINDOW_BYTES:
+            self._pieces.append((kind, end, data))
+            self._news.set()
 
     def wake(self) -> None: ...
+
+    def free(self) -> None:
+        """Let the code come to its end whatever its sink does."""
+        if not self.is_free:
+            self.is_free = True
+            for kind in NAMES:
+                self._execution.settle(kind)
+
+    async def pass_on(self) -> None:
+        """Call the sink with what comes, until `end_passing`; keep the error that it raises."""
+        try:
+            while not self._is_over or self._pieces:
+                while self._pieces:
+                    await self._pass_next()
+                self._news = anyio.Event()
+                if not self._is_over:
+                    await self._news.wait()
+        except NOT_THEIRS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised from `Context.run`, whose caller it belongs to
+            self.failure = error
+            self._pieces.clear()
+        finally:
+            self._passed.set()
+
+    async def end_passing(self, seconds: float) -> None:
+        """Return when the sink has had everything. If it no longer slows the code down, wait for `seconds` only."""
+        self._is_over = True
+        self._news.set()
+        with anyio.move_on_after(seconds if self.is_free else None):
+            await self._passed.wait()
+
+    async def _pass_next(self) -> None:
+        kind, end, data = self._pieces.popleft()
+        self._taken[kind] = end
+        self._execution.settle(kind)
+        if self._sink is not None and inspect.isawaitable(answer := self._sink(NAMES[kind], data)):
+            await answer
 
     def result(self, answer: Answer, timeout: float | None) -> CellResult:
         """Return the result of a cell that was answered; `timeout` is given if it was interrupted for it."""

@@ -10,8 +10,8 @@ import anyio
 from pydantic import ValidationError
 
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestLost, ProtocolError, afresh
-from sandbox.guest.execution import Execution
+from sandbox.errors import ConfigError, GuestLost, ProtocolError, StateError, afresh
+from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
@@ -19,6 +19,7 @@ from sandbox.guest.said import fault
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.guest.watchdog import Watchdog
+from sandbox.home import Home
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.trace.stage import stage
 from sandbox.wire import (
@@ -79,6 +80,10 @@ class GuestClient:
             ask=lambda: self.send(Kind.PING, 0),
             give_up=lambda said: self.close(lost(Cause.UNRESPONSIVE, said)),
         )
+        self.kill_patience = KILL_SECONDS
+        """How long its guest may take to obey a kill."""
+        self._home = Home()
+        self._ended = ""
         self._last_use = anyio.current_time()
         stream.start_receiving(self._on_data)
 
@@ -136,9 +141,10 @@ class GuestClient:
     def start(self, request: Request) -> Execution:
         """Start a program and return at once. Synchronous: either it is under way, or an error says why not.
 
-        Raises `GuestLost` when the VM is gone, `StateError` when its id was used before, `ConfigError` when the
-        request is too large.
+        Raises `GuestLost` when the VM is gone, `StateError` when its lease has ended or the id was used before,
+        `ConfigError` when the request is too large.
         """
+        self.check_lease()
         if self.lost is not None:
             raise afresh(self.lost)
         execution = self.executions.add(lambda number: Execution(self, number, request), request.id)
@@ -147,20 +153,19 @@ class GuestClient:
         except BaseException:
             self.executions.remove(execution)
             raise
-        self._last_use = anyio.current_time()
+        self.note_use()
         self._watchdog.watch()
         self.on_execution(execution)
         return execution
 
     def on_ended(self, execution: Execution) -> None:
-        self._last_use = anyio.current_time()
+        self.note_use()
         self.executions.end(execution)
         self.on_execution(execution)
 
     def send(self, kind: Kind, ident: int, payload: bytes = b"") -> None:
         """Send one frame, whole, some time soon. Never waits: who sends much awaits `drained` in between."""
         if self.lost is None:
-            self._last_use = anyio.current_time()
             self._stream.write(encode(kind, self._epoch, ident, payload))
 
     def send_json(self, kind: Kind, ident: int, message: dict[str, object]) -> None:
@@ -192,8 +197,38 @@ class GuestClient:
         self._fail(error)
 
     @property
+    def times_heard(self) -> int:
+        """How often something has come from the guest, whatever it was."""
+        return self._watchdog.times_heard
+
+    def note_use(self) -> None:
+        """Count this moment as use: the caller asked for something or took something, or a program ended."""
+        self._last_use = anyio.current_time()
+
+    def release(self, said: str) -> None:
+        """End the conversation because the lease has ended, which `said` states; later calls are refused with it."""
+        self._ended = self._ended or said
+        self.close(lost(Cause.RELEASED, said))
+
+    def check_lease(self) -> None:
+        """Raise `StateError` where nothing may be asked: in another event loop, or after the end of the lease."""
+        self.check_home()
+        if self._ended:
+            raise StateError(f"{self._ended}; claim another VM")
+
+    def check_home(self) -> None:
+        """Raise `StateError` in another event loop or thread than this conversation's."""
+        self._home.check(self)
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name}>"
+
+    @property
     def idle_seconds(self) -> float:
-        """Seconds since something was last asked; 0 while a program runs, or a server works."""
+        """Seconds since the VM was last used; 0 while a program runs, or a server works.
+
+        What we send of our own accord, such as a watchdog's question, is no use.
+        """
         if self.executions.any_busy:
             return 0.0
         return anyio.current_time() - self._last_use

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
-from collections.abc import Callable
+from enum import Enum
 from types import TracebackType
 
 import anyio
 from pydantic import ValidationError
 
+from sandbox import arguments
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, StateError
-from sandbox.guest.cell import Answer, Cell
+from sandbox.errors import StateError
+from sandbox.guest.beside import beside
+from sandbox.guest.cell import Answer, Cell, OutputSink
 from sandbox.guest.client import GuestClient
-from sandbox.guest.events import StreamName
-from sandbox.guest.execution import Execution
+from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.language import answer_bound, cell_request, interruption, is_up_at_once
 from sandbox.guest.request import CAPTURE_BYTES, Request
 from sandbox.guest.said import fault
@@ -30,6 +30,12 @@ INTERRUPT_SECONDS = 1.0
 _SENT_AT_ONCE = WINDOW_BYTES - GRANT_BYTES
 
 
+class Default(Enum):
+    """That a call leaves something to the pool's configuration; None is no limit."""
+
+    OF_THE_POOL = "the pool's default"
+
+
 class Context(Handle):
     """One interpreter in the guest, used by one call at a time; further calls wait for their turn.
 
@@ -41,10 +47,16 @@ class Context(Handle):
     """
 
     def __init__(
-        self, client: GuestClient, language: str, request: Request, capture_bytes: int = CAPTURE_BYTES
+        self,
+        client: GuestClient,
+        language: str,
+        request: Request,
+        capture_bytes: int = CAPTURE_BYTES,
+        timeout: object = None,
     ) -> None:
         self.language = language
-        self._capture_bytes = _not_negative(capture_bytes)
+        self._capture_bytes = capture_bytes
+        self._timeout = timeout
         self._server = Server(client, request, answer_bound(language))
         self._turn = anyio.Lock(fast_acquire=True)
         self._number = 0
@@ -53,6 +65,7 @@ class Context(Handle):
         self._is_sending = False
         self._is_cut = False
         self._is_interrupted = False
+        self._cell: Cell | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -76,37 +89,48 @@ class Context(Handle):
         self,
         code: str,
         *,
-        timeout: float | None = None,
-        on_output: Callable[[StreamName, bytes], None] | None = None,
+        timeout: float | Default | None = Default.OF_THE_POOL,
+        on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
         """Run code and return what it wrote, the value of its last expression, what it displayed, and its error.
 
-        After `timeout` seconds, or when cancelled, the code is interrupted as by Ctrl-C, so that the state survives;
-        if it does not come to its end within a second, the whole context is killed. Raises `StateError` when the
-        context has ended before, and `GuestLost` when the VM goes meanwhile.
+        `on_output` is called as in `Sandbox.run`: awaiting in it slows the code down. What it raises is raised here.
+
+        After `timeout` seconds (by default what the pool says; None is no limit), or when cancelled, the code is
+        interrupted as by Ctrl-C, so that the state survives; if it does not come to its end within a second, the whole
+        context is killed. Raises `StateError` when the context has ended before, and `GuestLost` when the VM goes
+        meanwhile.
         """
-        if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
-            raise ConfigError(f"timeout is {timeout:g} s; give a positive number of seconds or None")
-        keep = self._capture_bytes if capture_bytes is None else _not_negative(capture_bytes)
-        request = cell_request(self.language, code)
+        limit = self._timeout if timeout is Default.OF_THE_POOL else timeout
+        seconds = arguments.given(arguments.seconds, "timeout", limit)
+        sink = arguments.given(arguments.call, "on_output", on_output)
+        keep = arguments.given(arguments.count, "capture_bytes", capture_bytes)
+        keep = self._capture_bytes if keep is None else keep
+        request = cell_request(self.language, arguments.text("code", code))
+        self._server.client.check_lease()
         async with self._turn:
+            self._server.client.check_lease()
             await self._make_ready()
             if not self.is_alive:
                 outcome = self.execution.outcome or "closed"
                 raise StateError(f"the context {self.id} has ended ({outcome}); open another one")
             self._number += 1
-            cell = Cell(self.execution, self._number, keep, on_output, self._fail)
+            self._cell = cell = Cell(self.execution, self._number, keep, sink)
             self._busy_with, self._is_interrupted = self._number, False
             try:
-                return await self._run(cell, request(self._number), timeout)
+                if sink is None:
+                    return await self._run(cell, request(self._number), seconds)
+                return await self._converse(cell, request(self._number), seconds)
             finally:
+                self._cell = None
                 self.execution.unfollow(cell)
                 if self._busy_with:
                     self._interrupt_or_kill(Cause.CANCELLED, "the call that ran a cell was cancelled")
 
     def interrupt(self) -> None:
         """Interrupt the running cell as Ctrl-C does; nothing happens if none runs."""
+        self._server.client.check_home()
         if not self._busy_with:
             return
         self._is_interrupted = True
@@ -115,6 +139,27 @@ class Context(Handle):
             self.execution.send_input_nowait(Kind.ASK, interruption(self.language, self._busy_with))
             if self._is_up:
                 self.execution.send_signal(signal.SIGINT)
+
+    async def _converse(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
+        """Run a cell beside passing its output on."""
+
+        async def pass_on() -> None:
+            await cell.pass_on()
+            if cell.failure is not None:
+                self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
+
+        async def run() -> CellResult:
+            try:
+                result = await self._run(cell, request, timeout)
+            except Exception:
+                await cell.end_passing(KILL_SECONDS)
+                raise
+            await cell.end_passing(KILL_SECONDS)
+            if cell.failure is not None:
+                raise cell.failure
+            return result
+
+        return await beside(pass_on, run)
 
     async def _run(self, cell: Cell, request: bytes, timeout: float | None) -> CellResult:
         answer = None
@@ -131,8 +176,6 @@ class Context(Handle):
             result = await cell.last_result()
         else:
             result = cell.result(answer, timeout if timed_out else None)
-        if cell.failure is not None:
-            raise cell.failure
         return result
 
     async def _ask(self, request: bytes) -> None:
@@ -180,10 +223,11 @@ class Context(Handle):
             except ServerGone:
                 self._busy_with = 0
 
-    def _fail(self) -> None:
-        self._interrupt_or_kill(Cause.CANCELLED, "the caller's output sink raised an error")
-
     def _interrupt_or_kill(self, cause: Cause, why: str) -> None:
+        if not self._busy_with:
+            return
+        if self._cell is not None:
+            self._cell.free()
         if self._is_cut:
             self.execution.stop(cause, f"{why}; its code was still being sent")
             return
@@ -194,6 +238,7 @@ class Context(Handle):
 
     async def aclose(self) -> None:
         """End the interpreter and every program that it started; return when they have. May be called twice."""
+        self._server.client.check_home()
         self._server.close()
         await self.execution.wait_over()
 
@@ -204,9 +249,3 @@ class Context(Handle):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _not_negative(capture_bytes: int) -> int:
-    if capture_bytes < 0:
-        raise ConfigError(f"capture_bytes is {capture_bytes}; give 0 or more")
-    return capture_bytes

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from sandbox.certificate import Cause
 
+MOST_PATIENCE = 3
+_STEPS = 8
+
 
 class Deadlines:
     """Calls `stop` with the cause when a time is up. All end with `cancel`."""
@@ -32,8 +35,29 @@ class Deadlines:
 
         self._after(seconds, check)
 
-    def limit_dying(self, seconds: float, give_up: Callable[[], None]) -> None:
-        self._after(seconds, give_up)
+    def limit_dying(self, seconds: float, times_heard: Callable[[], int], give_up: Callable[[], None]) -> None:
+        """Call `give_up` when the guest has had this long to obey a kill.
+
+        Time counts in steps, and only where a silent guest can be told from a busy host: not a step in which something
+        came from the guest, nor one whose end this event loop came to late. After `MOST_PATIENCE` times as long it is
+        given up in any case, because a guest that does not obey may also go on talking.
+        """
+        loop = asyncio.get_running_loop()
+        step, end = seconds / _STEPS, loop.time() + MOST_PATIENCE * seconds
+
+        def check(left: int, due: float, heard: int) -> None:
+            now, news = loop.time(), times_heard()
+            left -= news == heard and now < due + step
+            if left <= 0 or now >= end:
+                give_up()
+            else:
+                wait(left, now, news)
+
+        def wait(left: int, now: float, heard: int) -> None:
+            due = min(now + step, end)
+            self._timers.append(loop.call_at(due, check, left, due, heard))
+
+        wait(_STEPS, loop.time(), times_heard())
 
     def cancel(self) -> None:
         for timer in self._timers:

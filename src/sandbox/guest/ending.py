@@ -56,6 +56,8 @@ class End(Said, strict=True):
     oom_kills: int | None = Field(default=None, ge=0, le=_COUNT_MAX)
     """Counted after a bad end only."""
     evidence: Evidence | None = None
+    refused: str | None = Field(default=None, max_length=200)
+    """Why the guest had no room for a process."""
     stamps: Stamps | None = None
 
     @property
@@ -101,9 +103,19 @@ def certify(
     """
     if ordered is None and end.code == 0:
         return Outcome.EXITED, None
+    if end.refused is not None and ordered is None:
+        return Outcome.EXITED, DeathCertificate(Cause.PROCESS_LIMIT, refusal(end.refused), retry_safe=True)
     cause, summary = _explain(end, ordered, why, duration)
     outcome = _OUTCOMES.get(cause) or (Outcome.EXITED if end.signal is None else Outcome.SIGNALED)
     return outcome, DeathCertificate(cause, summary, retry_safe=False, last_output=last_output, evidence=_evidence(end))
+
+
+def refusal(said: str) -> str:
+    """Return what to say when the guest made no process; `said` is the guest's word."""
+    return (
+        f"the guest started no process ({said}): nothing ran, so a retry is safe when something in the VM has ended; "
+        "give the VM more memory, or run less in it at a time"
+    )
 
 
 def _explain(end: End, ordered: Cause | None, why: str, duration: float) -> tuple[Cause, str]:

@@ -11,11 +11,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import anyio
+from pydantic import ValidationError
 
+from sandbox import arguments
+from sandbox.arguments import Data
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestLost, StateError, afresh
+from sandbox.errors import ConfigError, GuestLost, GuestResources, StateError, afresh
 from sandbox.guest.deadlines import Deadlines
-from sandbox.guest.ending import LOST, SIGNAL_MAX, End
+from sandbox.guest.ending import LOST, SIGNAL_MAX, End, refusal
 from sandbox.guest.events import KINDS, Events, Output, StreamName
 from sandbox.guest.inputs import Inputs
 from sandbox.guest.intake import AnswerSink, Follower, Intake
@@ -24,6 +27,7 @@ from sandbox.guest.request import Request
 from sandbox.guest.stages import ExecutionStages
 from sandbox.guest.verdict import Ending, lost
 from sandbox.handle import Handle
+from sandbox.log import log
 from sandbox.result import Outcome, Result
 from sandbox.wire import (
     INPUTS,
@@ -41,7 +45,8 @@ if TYPE_CHECKING:
     from sandbox.guest.client import GuestClient
 
 KILL_SECONDS = 2.0
-"""After a kill the guest has so long to report that the process tree is gone; then the VM goes instead."""
+"""After a kill the guest has this long to report that the process tree is gone, unless its pool says otherwise; then
+the VM goes instead. See `Deadlines.limit_dying`."""
 
 RETIRE_SECONDS = 30.0
 """The same for a kill that is only to clear up."""
@@ -141,10 +146,14 @@ class Execution(Handle):
         """Return the result when the program has ended; as often and by as many as like.
 
         Raises `GuestLost`, with what had arrived as its `partial`, if the VM or the channel went first; if it went
-        because the guest did not obey a deadline, the result says so. Cancelling the wait changes nothing.
+        because the guest did not obey a deadline, the result says so. Raises `GuestResources` if the guest had no room
+        for another process, so that nothing ran. Cancelling the wait changes nothing.
         """
+        self._client.check_home()
         await self._over.wait()
         assert self._ending is not None
+        if isinstance(end := self._ending.end, End) and end.refused is not None and self._ordered is None:
+            raise GuestResources(refusal(end.refused))
         result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
         if self._stages is not None:
             self._stages.reported()
@@ -156,52 +165,78 @@ class Execution(Handle):
 
     async def wait_over(self) -> None:
         """Return when it has ended, however."""
+        self._client.check_home()
         await self._over.wait()
 
     def events(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> Events:
         """Iterate over what it has written from these offsets on, what it writes, and its end."""
-        return Events(self, {Kind.OUT: stdout_offset, Kind.ERR: stderr_offset})
+        self._client.check_home()
+        offsets = {"stdout_offset": stdout_offset, "stderr_offset": stderr_offset}
+        out, err = (arguments.count(name, offset) for name, offset in offsets.items())
+        return Events(self, {Kind.OUT: out, Kind.ERR: err})
 
     async def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         """Return what is there of a stream from `offset` on; no bytes if that is the present end.
 
         The piece begins later than `offset` if the bytes before it were beyond what is kept.
         """
-        begin, data = await self.record.streams[KINDS[stream]].read(offset, max_bytes)
-        return Output(stream, begin, data)
+        self._client.check_home()
+        name = arguments.stream("stream", stream)
+        place, size = arguments.count("offset", offset), arguments.count("max_bytes", max_bytes)
+        begin, data = await self.record.streams[KINDS[name]].read(place, size)
+        return Output(name, begin, data)
 
-    async def write(self, data: bytes) -> None:
-        """Pass bytes to standard input. Returns when the guest has room for them; drops them after the end.
+    async def write(self, data: Data) -> None:
+        """Pass bytes, or text as UTF-8, to standard input. Returns when the guest has room; drops them after the end.
 
         Raises `StateError` after `close_stdin`.
         """
+        self._client.check_home()
+        given = arguments.data("data", data)
         if self._input_over:
             raise StateError(f"standard input of {self.id} was closed before")
-        await self.send_input(Kind.STDIN, data)
+        await self.send_input(Kind.STDIN, given)
 
     async def close_stdin(self) -> None:
         """End standard input: the program reads an end of file after what was written. On a terminal, send Ctrl-D."""
+        self._client.check_home()
+        self._client.note_use()
         if not self._input_over:
             self._input_over = not self._request.pty
+            await self._inputs.fed()
             self._send(Kind.STDIN_EOF)
         await self._client.drained()
 
     def send_signal(self, number: int, *, tree: bool = False) -> None:
-        """Send a signal to the program's process group, or to every process that came from it.
+        """Send a signal to the program's process group, or with `tree` to every process that came from it.
 
-        Raises `ConfigError` for a number that no signal has.
+        After the program's end, `tree` reaches what it has left running. Raises `ConfigError` for a number that no
+        signal has.
         """
-        if not 1 <= number <= SIGNAL_MAX:
-            raise ConfigError(f"{number} is no signal; give a number from 1 to {SIGNAL_MAX}")
-        self._send_json(Kind.KILL, {"signal": int(number), "tree": tree})
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= SIGNAL_MAX:
+            raise ConfigError(f"{number!r} is no signal; give a number from 1 to {SIGNAL_MAX}")
+        arguments.flag("tree", tree)
+        self._client.check_home()
+        self._client.note_use()
+        if tree or not self.has_ended:
+            self._client.send_json(Kind.KILL, self.number, {"signal": int(number), "tree": tree})
 
     def kill(self) -> None:
-        """Kill every process that came from it, whatever session it moved to. `wait` tells the end."""
+        """Kill every process that came from it, whatever session it moved to. `wait` tells the end.
+
+        After the program's end, what it has left running in the background is killed.
+        """
+        self._client.check_home()
+        if self.has_ended:
+            self._client.send_json(Kind.KILL, self.number, {"tree": True})
         self.stop(Cause.KILLED_BY_CALLER, "killed by the caller")
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal's new size."""
-        self._send(Kind.RESIZE, size(min(max(rows, 1), 65535), min(max(columns, 1), 65535)))
+        self._client.check_home()
+        self._client.note_use()
+        tall, wide = arguments.count("rows", rows), arguments.count("columns", columns)
+        self._send(Kind.RESIZE, size(min(max(tall, 1), 65535), min(max(wide, 1), 65535)))
 
     # What the sandbox's own parts use.
 
@@ -225,7 +260,7 @@ class Execution(Handle):
         """Have it killed although it did nothing wrong: a guest with much to do may take its time."""
         self.stop(Cause.KILLED_BY_CALLER, "it was not needed any more", patience=RETIRE_SECONDS)
 
-    def stop(self, cause: Cause, why: str, *, patience: float = KILL_SECONDS) -> None:
+    def stop(self, cause: Cause, why: str, *, patience: float | None = None) -> None:
         """Have the whole process tree killed, for this reason; if the guest does not obey, the VM goes."""
         if self.has_ended or self._ordered is not None:
             return
@@ -233,12 +268,23 @@ class Execution(Handle):
         self._send_json(Kind.KILL, {"tree": True})
         self._intake.is_free = True
         self._intake.settle_all()  # nobody slows a dying program down
-        self._deadlines.limit_dying(patience, lambda: self._give_up(patience))
+        allowed = self._client.kill_patience if patience is None else patience
+        self._deadlines.limit_dying(allowed, lambda: self._client.times_heard, lambda: self._give_up(allowed))
 
     async def send_input(self, kind: Kind, data: bytes) -> None:
         self._is_asked = kind is Kind.ASK
+        self._client.note_use()
         await self._inputs.send(kind, data)
         await self._client.drained()
+
+    def feed(self, data: bytes, *, is_all: bool = True) -> None:
+        """Pass bytes to standard input as the guest has room for them, and end it then if they are all there is.
+
+        Waits for nothing and needs no task: what has no room yet is sent when the guest grants it, and is dropped
+        when the program ends.
+        """
+        self._input_over = is_all and not self._request.pty
+        self._inputs.feed(Kind.STDIN, data, then=Kind.STDIN_EOF if is_all else None)
 
     def send_input_nowait(self, kind: Kind, data: bytes) -> bool:
         """Send a few bytes at once if the guest has room for them; return whether it had."""
@@ -256,6 +302,16 @@ class Execution(Handle):
 
     def deliver(self, frame: Frame) -> None:
         """Take one frame; raise `FrameError` if an honest guest could not have sent it."""
+        try:
+            self._take(frame)
+        except (FrameError, ValidationError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of ours: what follows in the channel would be lost
+            log.error("frame_not_taken", vm=self.vm, execution=self.id, kind=frame.kind.name, error=repr(error))
+            said = f"the host could not take {frame.kind.name} of execution {self.id}: {error!r}; its VM is destroyed"
+            self._client.close(lost(Cause.HOST_DEFECT, said))
+
+    def _take(self, frame: Frame) -> None:
         if self.has_ended:
             raise FrameError(f"{frame.kind.name} came after the end of execution {self.number}")
         if frame.kind in OUTPUTS:
@@ -284,7 +340,8 @@ class Execution(Handle):
             self._finish(error)
 
     def settle(self, kind: Kind) -> None:
-        """Grant the guest credit for what everybody has taken of a stream."""
+        """Note that somebody has taken more of a stream; grant the guest credit for what everybody has taken."""
+        self._client.note_use()
         self._intake.settle(kind)
 
     # Inside.
@@ -294,7 +351,9 @@ class Execution(Handle):
             self._stages.output()
         self._intake.take(kind, data)
         if kind is Kind.ANSWER:
-            self._is_asked = False
+            if self._is_asked:
+                self._is_asked = False
+                self._client.note_use()
         elif (limit := self._request.output_bytes) is not None and self._intake.written > limit:
             self.stop(Cause.OUTPUT_LIMIT, f"wrote more than {limit} bytes; the whole process tree was killed")
         self._intake.settle(kind)

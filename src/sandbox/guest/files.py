@@ -11,7 +11,9 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from sandbox.errors import ConfigError, GuestFileError
+from sandbox import arguments
+from sandbox.arguments import GuestPath
+from sandbox.errors import GuestFileError
 from sandbox.guest.answers import FILE, FILES, Bound
 from sandbox.guest.client import GuestClient
 from sandbox.guest.entry import Change, FileEntry, FileStat
@@ -19,7 +21,6 @@ from sandbox.guest.fileserver import (
     Content,
     FileServers,
     answer,
-    check_path,
     checked,
     patience,
     piece,
@@ -34,8 +35,6 @@ LIST_ENTRIES = 100_000
 LIST_CHARACTERS = 32 * 1024 * 1024
 """The names in a directory and the targets of its links may have so many in all: enough for the longest names."""
 _NAME_CHARACTERS = 255
-_PERMISSIONS = 0o7777
-_OFFSETS = 1 << 63
 _AT_A_STRETCH = 256
 """After so many pieces that were there already, others have their turn in the event loop."""
 
@@ -52,35 +51,39 @@ class Files(Handle):
     def __init__(self, client: GuestClient, user: str | None) -> None:
         self.servers = FileServers(client, user)
 
-    async def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None) -> bytes:
+    async def read(
+        self, path: GuestPath, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None
+    ) -> bytes:
         """Return the content from `offset` on.
 
         Refuse with `EFBIG` if it is more than `limit` bytes (64 MiB by default), and with `ETIMEDOUT` if it takes more
         than `timeout` seconds. The memory that this takes is an eighth more than the content, at most.
         """
-        if limit < 0:
-            raise ConfigError(f"limit is {limit}; give 0 or more")
+        where, most = arguments.path("path", path), arguments.count("limit", limit)
+        begin = arguments.count("offset", offset)
         content = io.BytesIO()  # gives away what it has grown: a bytearray would have to be copied
-        with within(timeout, path):
+        with within(timeout, where):
             async with (
-                self.servers.lend_briefly(path) as server,
-                aclosing(_content(server, path, offset, limit + 1)) as data,
+                self.servers.lend_briefly(where) as server,
+                aclosing(_content(server, where, begin, most + 1)) as data,
             ):
                 async for found in data:
                     content.write(found)
-                    if content.tell() > limit + 1:
+                    if content.tell() > most + 1:
                         raise server.nonsense("more content than was asked for")
-        if content.tell() > limit:
-            raise GuestFileError(errno.EFBIG, f"there are more than {limit} bytes; `stream` gives them all", path)
+        if content.tell() > most:
+            raise GuestFileError(errno.EFBIG, f"there are more than {most} bytes; `stream` gives them all", where)
         return content.getvalue()
 
-    async def stream(self, path: str, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
+    def stream(self, path: GuestPath, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the content in pieces, as fast as they are taken.
 
         A guest can go on for ever. With a `limit`, more bytes are refused with `EFBIG`, after those within it.
         """
-        if limit is not None and limit < 0:
-            raise ConfigError(f"limit is {limit}; give 0 or more, or None")
+        most = arguments.given(arguments.count, "limit", limit)
+        return self._stream(arguments.path("path", path), arguments.count("offset", offset), most)
+
+    async def _stream(self, path: str, offset: int, limit: int | None) -> AsyncGenerator[bytes, None]:
         left = limit
         async with self.servers.lend(path) as server, aclosing(_content(server, path, offset, None)) as content:
             async for data in content:
@@ -94,7 +97,7 @@ class Files(Handle):
 
     async def write(
         self,
-        path: str,
+        path: GuestPath,
         content: Content,
         *,
         mode: int | None = None,
@@ -107,93 +110,92 @@ class Files(Handle):
         If this fails half-way, the file has a part of the content. `mode` is set exactly; without it a new file gets
         0644.
         """
-        _check_mode(mode)
-        request = {"op": "write", "path": path, "append": append, "exclusive": exclusive, "parents": parents}
-        lend = self.servers.lend_briefly if isinstance(content, bytes) else self.servers.lend
-        async with lend(path) as server:
-            await ask(server, {**request, "mode": mode})
-            await send_content(server, content)
-            return checked(server, FileStat, [(await answer(server, path)).get("stat")])[0]
+        where, given = arguments.path("path", path), arguments.content("content", content)
+        flags = {"append": append, "exclusive": exclusive, "parents": parents}
+        request = {"op": "write", "path": where, **{name: arguments.flag(name, flag) for name, flag in flags.items()}}
+        request["mode"] = arguments.given(arguments.mode, "mode", mode)
+        lend = self.servers.lend_briefly if isinstance(given, bytes) else self.servers.lend
+        async with lend(where) as server:
+            await ask(server, request)
+            await send_content(server, given)
+            return checked(server, FileStat, [(await answer(server, where)).get("stat")])[0]
 
-    async def append(self, path: str, content: Content) -> FileStat:
+    async def append(self, path: GuestPath, content: Content) -> FileStat:
         """Append to a file; make it if it is not there."""
         return await self.write(path, content, append=True)
 
-    async def stat(self, path: str, *, follow: bool = True) -> FileStat:
+    async def stat(self, path: GuestPath, *, follow: bool = True) -> FileStat:
         """Return type, size, mode, owner and time; with `follow=False` of a symbolic link itself."""
-        async with self.servers.lend_briefly(path) as server:
-            await ask(server, {"op": "stat", "path": path, "follow": follow})
-            return checked(server, FileStat, [(await answer(server, path)).get("stat")])[0]
+        where, follows = arguments.path("path", path), arguments.flag("follow", follow)
+        async with self.servers.lend_briefly(where) as server:
+            await ask(server, {"op": "stat", "path": where, "follow": follows})
+            return checked(server, FileStat, [(await answer(server, where)).get("stat")])[0]
 
-    async def exists(self, path: str) -> bool:
+    async def exists(self, path: GuestPath) -> bool:
         """Return whether something is there. A link that points nowhere is not."""
         return bool((await self._call(path, {"op": "exists"})).get("exists"))
 
     async def list(
-        self, path: str = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None
+        self, path: GuestPath = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None
     ) -> list[FileEntry]:
         """Return what is in a directory, in no order; links are not followed.
 
         Refuse with `EFBIG` beyond `limit` entries, or when names and links have more than `LIST_CHARACTERS` in all;
         with `ETIMEDOUT` if it takes more than `timeout` seconds.
         """
-        with within(timeout, path):
-            return await _listed(self.servers, path, limit)
+        where, most = arguments.path("path", path), arguments.count("limit", limit)
+        with within(timeout, where):
+            return await _listed(self.servers, where, most)
 
-    async def remove(self, path: str, *, recursive: bool = False) -> None:
+    async def remove(self, path: GuestPath, *, recursive: bool = False) -> None:
         """Remove a file, an empty directory, or with `recursive` a whole tree."""
-        await self._call(path, {"op": "remove", "recursive": recursive})
+        await self._call(path, {"op": "remove", "recursive": arguments.flag("recursive", recursive)})
 
-    async def move(self, path: str, target: str, *, replace: bool = True) -> None:
+    async def move(self, path: GuestPath, target: GuestPath, *, replace: bool = True) -> None:
         """Rename within one file system; without `replace`, refuse with `EEXIST` if the target exists."""
-        check_path(target)
-        await self._call(path, {"op": "move", "target": target, "replace": replace})
+        there = arguments.path("target", target)
+        await self._call(path, {"op": "move", "target": there, "replace": arguments.flag("replace", replace)})
 
-    async def mkdir(self, path: str, *, parents: bool = False, mode: int | None = None) -> None:
+    async def mkdir(self, path: GuestPath, *, parents: bool = False, mode: int | None = None) -> None:
         """Make a directory; with `parents` also those above, and no complaint if it exists."""
-        _check_mode(mode)
-        await self._call(path, {"op": "mkdir", "parents": parents, "mode": mode})
+        permissions = arguments.given(arguments.mode, "mode", mode)
+        await self._call(path, {"op": "mkdir", "parents": arguments.flag("parents", parents), "mode": permissions})
 
-    async def chmod(self, path: str, mode: int) -> None:
+    async def chmod(self, path: GuestPath, mode: int) -> None:
         """Set the permission bits."""
-        _check_mode(mode)
-        await self._call(path, {"op": "chmod", "mode": mode})
+        await self._call(path, {"op": "chmod", "mode": arguments.mode("mode", mode)})
 
     @asynccontextmanager
-    async def watch(self, path: str = ".", *, recursive: bool = False) -> AsyncIterator[AsyncIterator[Change]]:
+    async def watch(self, path: GuestPath = ".", *, recursive: bool = False) -> AsyncIterator[AsyncIterator[Change]]:
         """Watch a directory or file for the length of the context; changes from its beginning on are not missed.
 
         With `recursive` all directories below are watched, and those that come; what was in one when it came may be
         reported twice. Directories that the user may not look into are left out.
         """
-        check_path(path)
+        where, is_deep = arguments.path("path", path), arguments.flag("recursive", recursive)
         server = self.servers.start("watch")
         try:
             try:
-                await ask(server, {"path": path, "recursive": recursive}, FILES)
-                await answer(server, path)
+                await ask(server, {"path": where, "recursive": is_deep}, FILES)
+                await answer(server, where)
             except ServerGone:
-                raise await why_gone(server, path) from None
-            yield _changes(server, path)
+                raise await why_gone(server, where) from None
+            yield _changes(server, where)
         finally:
             server.close()
 
-    async def _call(self, path: str, request: Mapping[str, object]) -> dict[str, Any]:
+    async def _call(self, path: GuestPath, request: Mapping[str, object]) -> dict[str, Any]:
         """Return the answer to a request that has one."""
-        async with self.servers.lend_briefly(path) as server:
-            await ask(server, {**request, "path": path})
-            return await answer(server, path)
+        where = arguments.path("path", path)
+        async with self.servers.lend_briefly(where) as server:
+            await ask(server, {**request, "path": where})
+            return await answer(server, where)
 
 
 @contextmanager
 def within(seconds: float | None, path: str) -> Iterator[None]:
     """Raise `GuestFileError` with `ETIMEDOUT` if what is done here takes longer."""
-    if seconds is None:
-        yield
-        return
-    if not seconds > 0:
-        raise ConfigError(f"timeout is {seconds:g} s; give a positive number of seconds or None")
-    with anyio.move_on_after(seconds) as scope:
+    with anyio.move_on_after(arguments.given(arguments.seconds, "timeout", seconds)) as scope:
         yield
     if scope.cancelled_caught:
         raise GuestFileError(errno.ETIMEDOUT, f"it took longer than {seconds:g} s", path)
@@ -215,8 +217,6 @@ async def next_piece(server: Server, path: str) -> bytes | None:
 
 
 async def _content(server: Server, path: str, offset: int, limit: int | None) -> AsyncGenerator[bytes, None]:
-    if not 0 <= offset < _OFFSETS:
-        raise ConfigError(f"offset is {offset}; give 0 or more")
     request = {"op": "read", "path": path, "offset": offset}
     await ask(server, request if limit is None else {**request, "limit": limit})
     await answer(server, path, is_last=False)
@@ -267,8 +267,3 @@ async def _changes(server: Server, path: str) -> AsyncIterator[Change]:
         for change in changes:
             yield change
         await checkpoint()
-
-
-def _check_mode(mode: int | None) -> None:
-    if mode is not None and not 0 <= mode <= _PERMISSIONS:
-        raise ConfigError(f"mode is {mode:#o}; give permission bits, 0 to {_PERMISSIONS:#o}")

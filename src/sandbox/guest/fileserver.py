@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import anyio
 from pydantic import BaseModel, ValidationError
 
+from sandbox import arguments
+from sandbox.arguments import Data
 from sandbox.certificate import Cause
-from sandbox.errors import ConfigError, GuestFileError
+from sandbox.errors import GuestFileError
+from sandbox.guest.beside import NOT_THEIRS
 from sandbox.guest.client import GuestClient
 from sandbox.guest.request import Request
 from sandbox.guest.said import fault
@@ -29,7 +32,7 @@ _SERVERS = 4
 _EXPLAINED = (errno.EINVAL, errno.ENAMETOOLONG)
 """What the guest's own words are added to: they say what is wrong with a file or a path."""
 
-Content = bytes | AsyncIterable[bytes]
+Content = Data | AsyncIterable[Data]
 Said = TypeVar("Said", bound=BaseModel)
 
 
@@ -50,7 +53,7 @@ class FileServers:
     @asynccontextmanager
     async def lend(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that takes as long as its caller likes."""
-        check_path(path)
+        self._client.check_lease()
         self._idle = [server for server in self._idle if server.is_alive]
         server = self._idle.pop() if self._idle else self.start("files")
         server.is_idle = False
@@ -69,7 +72,7 @@ class FileServers:
     @asynccontextmanager
     async def lend_briefly(self, path: str) -> AsyncIterator[Server]:
         """Lend a server for a call that waits for nobody but the guest."""
-        check_path(path)
+        self._client.check_lease()
         async with self._turns, self.lend(path) as server:
             yield server
 
@@ -116,7 +119,7 @@ def checked(server: Server, model: type[Said], found: object) -> list[Said]:
         raise server.nonsense(fault(error)) from None
 
 
-async def send_content(server: Server, content: Content) -> None:
+async def send_content(server: Server, content: bytes | AsyncIterable[Data]) -> None:
     """Send content to its end, or until the guest refuses it; raise `ServerGone` if nobody takes it any more."""
     if isinstance(content, bytes):
         await _send_pieces(server, content)
@@ -139,9 +142,9 @@ async def _send(server: Server, tag: Tag, body: bytes = b"") -> None:
         await server.send(tag, body)
 
 
-async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
+async def _send_all(server: Server, content: AsyncIterable[Data]) -> None:
     """Send what comes; do not wait for more when the server has ended."""
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     async def stop_when_gone() -> None:
         await server.execution.wait_over()
@@ -150,11 +153,13 @@ async def _send_all(server: Server, content: AsyncIterable[bytes]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(stop_when_gone)
         try:
-            async for data in content:
-                await _send_pieces(server, data)
+            async for piece in content:
+                await _send_pieces(server, arguments.data("content", piece))
                 if server.has_answered:
                     break
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+        except NOT_THEIRS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below, outside of the group
             failures.append(error)
         group.cancel_scope.cancel()
     if failures:
@@ -169,12 +174,6 @@ async def why_gone(server: Server, path: str) -> GuestFileError:
     said = printable(result.stderr[-500:].decode("utf-8", "replace").strip())
     number = errno.ETIMEDOUT if result.outcome is Outcome.TIMED_OUT else errno.EIO
     return GuestFileError(number, f"the guest's file server ended ({said or result.describe()})", path)
-
-
-def check_path(path: str) -> None:
-    """Raise `ConfigError` unless a file can have this path."""
-    if not path or "\0" in path:
-        raise ConfigError(f"the path {path!r} is empty or holds a NUL byte, which no file can be named")
 
 
 def _refusal(server: Server, fields: Mapping[str, Any], path: str) -> GuestFileError:

@@ -85,7 +85,4 @@ def is_up_at_once(language: str) -> bool:
 def _for_bash(code: str) -> bytes:
     if "\0" in code:
         raise ConfigError("the code holds a NUL byte, which bash cannot take")
-    try:
-        return code.encode("utf-8", "surrogateescape") + b"\0"
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the code holds a character that no text has: {error}") from error
+    return code.encode("utf-8", "surrogateescape") + b"\0"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sandbox import arguments
 from sandbox.config import Limits
 from sandbox.errors import ConfigError
 
@@ -32,19 +32,10 @@ class Request:
     pty: tuple[int, int] | None = None
     """Rows and columns of a terminal; None for plain pipes."""
     is_server: bool = False
+    kill_children: bool = False
     timeout: float | None = None
     idle_timeout: float | None = None
     keep_bytes: int = CAPTURE_BYTES
-
-    def __post_init__(self) -> None:
-        for name, seconds in (("timeout", self.timeout), ("idle_timeout", self.idle_timeout)):
-            if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
-                raise ConfigError(f"{name} is {seconds:g} s; give a positive number of seconds or None")
-        if self.keep_bytes < 0:
-            raise ConfigError(f"capture_bytes is {self.keep_bytes}; give 0 or more")
-        if self.pty is not None and not all(type(number) is int and 0 < number < 65536 for number in self.pty):
-            raise ConfigError(f"a terminal of {self.pty[0]} rows and {self.pty[1]} columns cannot be; give 1 to 65535")
-        self._check_words()
 
     @property
     def output_bytes(self) -> int | None:
@@ -58,39 +49,48 @@ class Request:
             message["pty"] = list(self.pty)
         if self.is_server:
             message["control"] = True
+        if self.kill_children:
+            message["kill_children"] = True
         if self.limits is not None:
             message["limits"] = self.limits.model_dump(exclude_none=True)
         return message
 
-    def _check_words(self) -> None:
-        """Refuse what no program can be given: names without a name, and NUL bytes."""
-        words: list[object] = [self.cwd, self.user, self.fields.get("name"), *self.env.keys(), *self.env.values()]
-        argv = self.fields.get("argv", ())
-        words += argv if isinstance(argv, list) else []
-        for name in self.env:
-            if not name or "=" in name:
-                raise ConfigError(f"environment variable name {name!r} is empty or holds '='")
-        for word in words:
-            if word is None:
-                continue
-            if not isinstance(word, str):
-                raise ConfigError(f"{word!r} is no string; arguments, paths and environment are strings")
-            if "\0" in word:
-                raise ConfigError(
-                    "an argument, path or environment variable holds a NUL byte, which no program can take"
-                )
+
+PROGRAM: arguments.Table = {
+    "env": arguments.environment,
+    "cwd": arguments.optional(arguments.path),
+    "user": arguments.optional(arguments.filled),
+    "limits": arguments.optional(lambda name, value: arguments.one_of(name, value, Limits)),
+    "timeout": arguments.optional(arguments.seconds),
+    "idle_timeout": arguments.optional(arguments.seconds),
+    "capture_bytes": arguments.count,
+    "kill_children": arguments.flag,
+    "id": arguments.ident,
+}
+"""The options of every program, and how each is checked."""
+RUN: arguments.Table = {
+    **PROGRAM,
+    "stdin": arguments.stdin,
+    "on_output": arguments.optional(arguments.call),
+    "pty": arguments.optional(arguments.terminal),
+}
+"""The options of a program that is run to its end."""
 
 
-def script(language: str, code: str, args: Sequence[str], name: str) -> tuple[str, dict[str, object]]:
+def script(language: str, code: object, args: object, name: object) -> tuple[str, dict[str, object]]:
     """Return operation and fields of a script."""
     interpreter, suffix = INTERPRETERS.get(language, ([language], ""))
-    fields: dict[str, object] = {"code": code, "argv": list(args), "name": name or f"script{suffix}"}
+    fields: dict[str, object] = {
+        "code": arguments.text("code", code),
+        "argv": [] if args == () else arguments.words("args", args),
+        "name": arguments.script_name("name", name) or f"script{suffix}",
+    }
     return ("script", {**fields, "interpreter": interpreter}) if interpreter else ("python", fields)
 
 
-def command(argv: Sequence[str] | str) -> dict[str, object]:
+def command(argv: object) -> dict[str, object]:
     """Return the fields of a command: an argument vector, or a line for bash."""
-    vector = ["bash", "-c", argv] if isinstance(argv, str) else list(argv)
+    vector = ["bash", "-c", arguments.word("argv", argv)] if isinstance(argv, str) else arguments.words("argv", argv)
     if not vector:
-        raise ConfigError("the argument vector is empty")
+        raise ConfigError("argv is empty; give a command and its arguments")
     return {"argv": vector}

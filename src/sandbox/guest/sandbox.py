@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack, cast
 
 import anyio
 
+from sandbox import arguments
+from sandbox.arguments import Data, GuestPath
+from sandbox.certificate import Cause
 from sandbox.config import Limits
 from sandbox.errors import ConfigError, StateError
 from sandbox.guest import transfer
+from sandbox.guest.beside import beside
+from sandbox.guest.cell import OutputSink
 from sandbox.guest.client import GuestClient
 from sandbox.guest.context import Context
-from sandbox.guest.events import Output, StreamName
+from sandbox.guest.events import Events, Output
 from sandbox.guest.execution import KILL_SECONDS, Execution, Status, killing
 from sandbox.guest.files import READ_BYTES, Files
 from sandbox.guest.language import start_request
-from sandbox.guest.request import CAPTURE_BYTES, Request, command, script
+from sandbox.guest.request import CAPTURE_BYTES, PROGRAM, RUN, Request, command, script
 from sandbox.guest.tree import MOST_BYTES, MOST_ENTRIES, TreeReport
 from sandbox.guest.treereader import Links
 from sandbox.handle import Handle
 from sandbox.result import Result
 
-OutputSink = Callable[[StreamName, bytes], Awaitable[None] | None]
-Stdin = bytes | AsyncIterable[bytes]
+Stdin = Data | AsyncIterable[Data] | None
 
 
 class ProgramOptions(TypedDict, total=False):
     """How a program is run; every key may be left out."""
 
-    env: Mapping[str, str]
-    """Variables beside the guest's own."""
-    cwd: str | None
+    env: Mapping[str, str] | None
+    """Variables besides the guest's own."""
+    cwd: GuestPath | None
     """Directory; `/workspace` by default."""
     user: str | None
     """An unprivileged one by default; `root` is there for who asks."""
@@ -45,6 +49,8 @@ class ProgramOptions(TypedDict, total=False):
     """Seconds without output until the same."""
     capture_bytes: int
     """So much of each stream's beginning is kept for the result, in memory and then in a file; all of it is counted."""
+    kill_children: bool
+    """Whether what the program leaves running in the background is killed at its end. By default it goes on."""
     id: str
     """A name of the caller's, unique in this VM, for `attach` and `status`; by default one is made."""
 
@@ -53,7 +59,7 @@ class RunOptions(ProgramOptions, total=False):
     """How a program is run to its end."""
 
     stdin: Stdin
-    """Bytes, or an asynchronous iterable of them; then standard input ends. Nothing by default."""
+    """Bytes or text, or an asynchronous iterable of them; then standard input ends. Nothing by default."""
     on_output: OutputSink | None
     """Called with (`"stdout"` or `"stderr"`, bytes) as the program writes; awaiting in it slows the program down."""
     pty: tuple[int, int] | None
@@ -71,13 +77,19 @@ class Sandbox(Handle):
         self.languages = tuple(languages)
         """The languages that `run` takes, as the image declares them."""
         self._files: dict[str | None, Files] = {}
+        self._defaults: dict[str, object] = {}
+
+    def set_defaults(self, *, timeout: float | None, idle_timeout: float | None, limits: Limits | None) -> None:
+        """Give programs these options where a call does not name them; a call's own None means none."""
+        given = {"timeout": timeout, "idle_timeout": idle_timeout, "limits": limits}
+        self._defaults = {name: value for name, value in given.items() if value is not None}
 
     async def run(
         self,
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         name: str = "",
         **options: Unpack[RunOptions],
     ) -> Result:
@@ -86,37 +98,41 @@ class Sandbox(Handle):
         Python runs in a fork of the guest's warm interpreter, other languages in an interpreter of their own. When
         the call is cancelled, the whole process tree is killed. Raises `GuestLost` when the VM dies meanwhile.
         """
-        if language not in self.languages:
-            known = ", ".join(self.languages)
-            raise ConfigError(f"the image has no language {language!r}; it has {known}")
-        return await self._run(*script(language, code, args, name), options)
+        return await self._run(*script(self._language(language), code, args, name), options, "run")
 
-    async def exec(self, argv: Sequence[str] | str, **options: Unpack[RunOptions]) -> Result:
+    async def exec(self, argv: Sequence[GuestPath] | str, **options: Unpack[RunOptions]) -> Result:
         """Run a command and return how it ended: an argument vector, or a string for `bash -c`.
 
         A command that does not exist exits with 127, one that cannot be executed with 126. The rest is as in `run`.
         """
-        return await self._run("argv", command(argv), options)
+        return await self._run("argv", command(argv), options, "exec")
 
     async def spawn(
         self,
-        argv: Sequence[str] | str,
+        argv: Sequence[GuestPath] | str,
         *,
-        stdin: bytes | None = b"",
+        stdin: Data | None = b"",
         pty: tuple[int, int] | None = None,
         **options: Unpack[ProgramOptions],
     ) -> Execution:
         """Start a command in the background and return at once with its `Execution`: wait, follow, write, signal.
 
-        With `stdin=None` standard input stays open for `Execution.write`; on a terminal it always does. The program
-        runs until it ends, its time-out passes, or the VM is destroyed; nobody needs to wait for it.
+        `stdin` is passed on as the program takes it, however much there is; then standard input ends. With
+        `stdin=None` it stays open for `Execution.write`; on a terminal it always does. The program runs until it
+        ends, its time-out passes, or the VM is destroyed; nobody needs to wait for it. If the call itself is
+        cancelled, the program is killed.
         """
-        execution = self._client.start(_request("argv", command(argv), options, pty=pty))
-        if stdin:
-            await execution.write(stdin)
-        if stdin is not None and pty is None:
-            await execution.close_stdin()
-        await self._client.drained()
+        given = arguments.given(arguments.data, "stdin", stdin)
+        size = arguments.given(arguments.terminal, "pty", pty)
+        checked = self._defaults | arguments.options(PROGRAM, options, "spawn")
+        execution = self._client.start(_request("argv", command(argv), checked, pty=size))
+        if given is not None:
+            execution.feed(given, is_all=size is None)
+        try:
+            await self._client.drained()
+        except BaseException:  # its caller will never hear of it
+            execution.stop(Cause.CANCELLED, "the call that started it was cancelled; the whole process tree was killed")
+            raise
         return execution
 
     def attach(self, ident: str) -> Execution:
@@ -124,14 +140,14 @@ class Sandbox(Handle):
 
         Raises `StateError` when there never was one, or when its result is not kept any more.
         """
-        execution = self._client.executions.find(ident)
+        execution = self._client.executions.find(arguments.text("ident", ident))
         if execution is None:
             raise StateError(f"no execution {ident!r} was ever started in this VM")
         return execution
 
     def status(self, ident: str) -> Status:
         """Return whether the execution with this id was never started, runs, or has finished. Never unknown."""
-        if not self._client.executions.was_used(ident):
+        if not self._client.executions.was_used(arguments.text("ident", ident)):
             return Status.NEVER_STARTED
         try:
             return self.attach(ident).status
@@ -151,13 +167,19 @@ class Sandbox(Handle):
         """Open a persistent interpreter that lives until `aclose`, or as long as the VM.
 
         Of the options, `timeout` and `idle_timeout` are for the interpreter's whole life; `capture_bytes` is for each
-        of its cells, unless `Context.run` is given another number.
+        of its cells, unless `Context.run` is given another number. Of a pool's defaults, the time-out is for each cell
+        and the limits are for the interpreter.
         """
-        if language not in self.languages:
+        checked = arguments.options(PROGRAM, options, "open_context")
+        keep = cast("int", checked.pop("capture_bytes", CAPTURE_BYTES))
+        defaults = {name: value for name, value in self._defaults.items() if name == "limits"}
+        request = start_request(self._language(language), defaults | checked)
+        return Context(self._client, language, request, keep, self._defaults.get("timeout"))
+
+    def _language(self, language: object) -> str:
+        if not isinstance(language, str) or language not in self.languages:
             raise ConfigError(f"the image has no language {language!r}; it has {', '.join(self.languages)}")
-        fields = {key: value for key, value in options.items() if key != "capture_bytes"}
-        request = _checked(lambda: start_request(language, fields))
-        return Context(self._client, language, request, options.get("capture_bytes", CAPTURE_BYTES))
+        return language
 
     @property
     def files(self) -> Files:
@@ -166,24 +188,27 @@ class Sandbox(Handle):
 
     def files_of(self, user: str | None) -> Files:
         """Return files as this user sees them; None is the unprivileged one."""
-        if user not in self._files:
-            self._files[user] = Files(self._client, user)
-        return self._files[user]
+        name = arguments.given(arguments.filled, "user", user)
+        if name not in self._files:
+            self._files[name] = Files(self._client, name)
+        return self._files[name]
 
     async def read_file(
-        self, path: str, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
+        self, path: GuestPath, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
     ) -> bytes:
         """Return the content of a file in the guest; see `Files.read`."""
         return await self.files_of(user).read(path, limit=limit, timeout=timeout)
 
-    async def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
+    async def write_file(
+        self, path: GuestPath, data: Data, *, mode: int | None = None, user: str | None = None
+    ) -> None:
         """Write a file in the guest; see `Files.write`."""
-        await self.files_of(user).write(path, data, mode=mode)
+        await self.files_of(user).write(path, arguments.data("data", data), mode=mode)
 
     async def upload(
         self,
         source: Path | str,
-        target: str,
+        target: GuestPath,
         *,
         user: str | None = None,
         overwrite: bool = True,
@@ -208,8 +233,8 @@ class Sandbox(Handle):
         """
         return await transfer.upload(
             self.files_of(user),
-            Path(source),
-            target,
+            arguments.host_path("source", source),
+            arguments.path("target", target),
             overwrite=overwrite,
             links=links,
             exclude=exclude,
@@ -219,7 +244,7 @@ class Sandbox(Handle):
 
     async def download(
         self,
-        source: str,
+        source: GuestPath,
         target: Path | str,
         *,
         user: str | None = None,
@@ -247,8 +272,8 @@ class Sandbox(Handle):
         """
         return await transfer.download(
             self.files_of(user),
-            source,
-            Path(target),
+            arguments.path("source", source),
+            arguments.host_path("target", target),
             overwrite=overwrite,
             links=links,
             strict=strict,
@@ -257,72 +282,52 @@ class Sandbox(Handle):
             timeout=timeout,
         )
 
-    async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions) -> Result:
-        programs = {key: value for key, value in options.items() if key not in ("stdin", "on_output", "pty")}
-        request = _request(op, fields, programs, pty=options.get("pty"))
-        stdin, sink = options.get("stdin", b""), options.get("on_output")
-        async with killing(self._client.start(request)) as execution:
-            if isinstance(stdin, bytes) and sink is None:
-                await _feed(execution, stdin)
-                return await execution.wait()
-            return await _converse(execution, stdin, sink)
+    async def _run(self, op: str, fields: Mapping[str, object], options: RunOptions, call: str) -> Result:
+        checked = arguments.options(RUN, options, call)
+        stdin = cast("bytes | AsyncIterable[Data]", checked.pop("stdin", b""))
+        sink = cast("OutputSink | None", checked.pop("on_output", None))
+        async with killing(self._client.start(_request(op, fields, self._defaults | checked))) as execution:
+            if isinstance(stdin, bytes):
+                execution.feed(stdin)
+                return await _follow(execution, sink)
+            return await beside(lambda: _feed(execution, stdin), lambda: _follow(execution, sink))
 
 
-def _request(
-    op: str, fields: Mapping[str, object], options: Mapping[str, object], *, pty: tuple[int, int] | None
-) -> Request:
-    renamed = {{"capture_bytes": "keep_bytes"}.get(key, key): value for key, value in options.items()}
-    return _checked(lambda: Request(op, fields, pty=pty, **renamed))  # type: ignore[arg-type]
+def check_run(code: object, language: object, args: object, options: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for a `run` that no VM can take, before one is claimed for it."""
+    script(arguments.filled("language", language), code, args, "")
+    arguments.options({**RUN, "name": arguments.script_name}, options, "run")
 
 
-def _checked(make: Callable[[], Request]) -> Request:
-    """Return the request; an option that does not exist is the caller's mistake."""
-    try:
-        return make()
-    except TypeError as error:
-        raise ConfigError(f"{error}".replace("Request.__init__()", "the call")) from error
+def _request(op: str, fields: Mapping[str, object], options: Mapping[str, object], **more: object) -> Request:
+    """Return the request of checked options."""
+    renamed = {"keep_bytes" if key == "capture_bytes" else key: value for key, value in options.items()}
+    return Request(op, fields, **renamed, **more)  # type: ignore[arg-type]
 
 
-async def _feed(execution: Execution, stdin: Stdin) -> None:
-    if isinstance(stdin, bytes):
-        await execution.write(stdin)
-    else:
-        async for data in stdin:
-            await execution.write(data)
+async def _feed(execution: Execution, stdin: AsyncIterable[Data]) -> None:
+    async for data in stdin:
+        await execution.write(data)
     await execution.close_stdin()
 
 
-async def _converse(execution: Execution, stdin: Stdin, sink: OutputSink | None) -> Result:
-    """Feed standard input beside passing output on; an error of either ends both and is raised as itself."""
-    events = execution.events() if sink is not None else None
-    failures: list[Exception] = []
+async def _follow(execution: Execution, sink: OutputSink | None) -> Result:
+    """Pass output on, if anybody wants it, and return the result."""
+    if sink is None:
+        return await execution.wait()
+    events = execution.events()
+    try:
+        with anyio.CancelScope() as passing:
+            await beside(lambda: _stop_passing(execution, passing), lambda: _pass_all(events, sink))
+        return await execution.wait()
+    finally:
+        events.close()
 
-    async def feed() -> None:
-        try:
-            await _feed(execution, stdin)
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
-            failures.append(error)
-            group.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(feed)
-        try:
-            if events is not None and sink is not None:
-                with anyio.CancelScope() as passing:
-                    group.start_soon(_stop_passing, execution, passing)
-                    async for event in events:
-                        if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
-                            await answer
-            result = await execution.wait()
-        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
-            failures.append(error)
-        finally:
-            if events is not None:
-                events.close()
-        group.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    return result
+async def _pass_all(events: Events, sink: OutputSink) -> None:
+    async for event in events:
+        if isinstance(event, Output) and inspect.isawaitable(answer := sink(event.stream, event.data)):
+            await answer
 
 
 async def _stop_passing(execution: Execution, passing: anyio.CancelScope) -> None:

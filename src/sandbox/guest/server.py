@@ -26,6 +26,7 @@ class Server:
     def __init__(self, client: GuestClient, request: Request, bound: Bound = FILE) -> None:
         self.is_idle = True
         """Whether the last request has come to its end, so that another one may follow."""
+        self.client = client
         self.execution = client.start(request)
         self._decoder = MessageDecoder()
         self._bound = bound

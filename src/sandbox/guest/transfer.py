@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 
+from sandbox import arguments
 from sandbox.errors import ConfigError, GuestFileError, HostFileError
 from sandbox.guest.answers import FILES, TREE
 from sandbox.guest.blocking import in_thread
@@ -44,10 +45,10 @@ async def download(
     timeout: float | None = None,
 ) -> TreeReport:
     """Copy a file or a directory of the guest; see `Sandbox.download`."""
-    if links not in ("keep", "skip"):
-        raise ConfigError(f"links is {links!r}; give 'keep' or 'skip'")
-    if max_bytes < 0 or max_entries < 0:
-        raise ConfigError(f"max_bytes is {max_bytes}, max_entries is {max_entries}; give 0 or more")
+    arguments.choice("links", links, ("keep", "skip"))
+    max_bytes, max_entries = arguments.count("max_bytes", max_bytes), arguments.count("max_entries", max_entries)
+    for name, value in (("overwrite", overwrite), ("strict", strict)):
+        arguments.flag(name, value)
     with within(timeout, source):
         found = await files.stat(source)
         if found.type == "file":
@@ -89,10 +90,10 @@ async def upload(
     timeout: float | None = None,
 ) -> TreeReport:
     """Copy a file or a directory of the host; see `Sandbox.upload`."""
-    if links not in ("keep", "follow", "skip"):
-        raise ConfigError(f"links is {links!r}; give 'keep', 'follow' or 'skip'")
-    if isinstance(exclude, str):
-        raise ConfigError(f"exclude is the string {exclude!r}; give a list of patterns")
+    arguments.choice("links", links, ("keep", "follow", "skip"))
+    exclude = arguments.words("exclude", exclude)
+    for name, value in (("overwrite", overwrite), ("strict", strict)):
+        arguments.flag(name, value)
     with within(timeout, target):
         status = await run_sync(stat_host, source)
         mode = stat.S_IMODE(status.st_mode) & 0o777

@@ -15,6 +15,7 @@ class Watchdog:
     def __init__(self, is_needed: Callable[[], bool], ask: Callable[[], None], give_up: Callable[[str], None]) -> None:
         self.unanswered = 0
         """How often it was asked and has not answered yet."""
+        self.times_heard = 0
         self._is_needed = is_needed
         self._ask = ask
         self._give_up = give_up
@@ -31,6 +32,7 @@ class Watchdog:
     def hear(self) -> None:
         """It has said something, whatever it was."""
         self._heard = True
+        self.times_heard += 1
 
     def stop(self) -> None:
         if self._timer is not None:

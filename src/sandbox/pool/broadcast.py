@@ -14,7 +14,11 @@ _LOUD = frozenset(
 
 
 class Broadcast:
-    """One pool's listeners. One that raises harms neither the pool nor the others; all hear in the same order."""
+    """One pool's listeners. One that raises harms neither the pool nor the others; all hear in the same order.
+
+    Whatever a listener raises is logged, `SystemExit` and `KeyboardInterrupt` too: the task that tells is the pool's,
+    so there is no caller that they could end.
+    """
 
     def __init__(
         self,
@@ -69,5 +73,5 @@ class Broadcast:
         for observer in list(self._observers):
             try:
                 observer(event)
-            except Exception as error:  # noqa: BLE001 - a caller's hook: its mistake must not become the pool's
+            except BaseException as error:  # noqa: BLE001 - a caller's hook, `sys.exit` in it too: none of the pool's
                 log.error("observer_failed", observer=repr(observer), about=event.kind.value, error=repr(error))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import anyio
 
+from sandbox import arguments
 from sandbox.errors import StateError
 from sandbox.guest.identity import Receipt
 from sandbox.handle import Handle
+from sandbox.home import Home
 from sandbox.vm import VM
 
 if TYPE_CHECKING:
@@ -17,12 +22,26 @@ if TYPE_CHECKING:
 
 
 class Lease(Handle):
-    """One VM for one caller. It is never lent again and never bound to another: releasing destroys it."""
+    """One VM for one caller. It is never lent again and never bound to another: releasing destroys it.
 
-    def __init__(self, slot: Slot, vm: VM, ttl: float | None) -> None:
+    Keep the lease as long as you use its VM. One that is dropped without `release` ends when it is collected, with a
+    `ResourceWarning` and a line in the log, as an open file does.
+    """
+
+    def __init__(self, slot: Slot, vm: VM) -> None:
         self.vm = vm
         self._slot = slot
-        self._expires = None if ttl is None else self._slot.now() + ttl
+        self._home = Home()
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        """Runs in any thread, at any time, and in children that were forked: the slot's own loop ends it."""
+        if self._slot.is_over or self._process != os.getpid():
+            return
+        with suppress(RuntimeError):  # the loop is closed, and with it went the pool
+            self._home.loop.call_soon_threadsafe(self._slot.drop)
+        said = f"the lease {self.token} was dropped without `release`: its VM is destroyed"
+        warnings.warn(said, ResourceWarning, stacklevel=1, source=self)
 
     def __repr__(self) -> str:
         return f"<Lease {self.token} of {self.vm.name} {'ended' if self.has_ended else 'held'}>"
@@ -45,17 +64,20 @@ class Lease(Handle):
     @property
     def left(self) -> float | None:
         """Seconds until it expires; None if it does not."""
-        return None if self._expires is None else max(0.0, self._expires - self._slot.now())
+        return None if self._slot.lease_ends is None else max(0.0, self._slot.lease_ends - self._slot.now())
 
     def renew(self, ttl: float | None) -> None:
-        """Let it expire so many seconds from now, or never. Raises `StateError` when it has ended."""
+        """Let it expire this many seconds from now, or never. Raises `StateError` when it has ended."""
+        self._home.check(self)
+        left = arguments.given(arguments.seconds, "ttl", ttl)
         if self.has_ended:
             raise StateError(f"the lease {self.token} has ended; claim another VM")
-        self._expires = None if ttl is None else self._slot.now() + ttl
+        self._slot.lease_ends = None if left is None else self._slot.now() + left
         self._slot.look_again()
 
     async def wait_ended(self) -> None:
         """Return when it has ended, however."""
+        self._home.check(self)
         await self._slot.over.wait()
 
     async def release(self) -> None:
@@ -68,6 +90,7 @@ class Lease(Handle):
 
     def release_nowait(self) -> None:
         """Begin to destroy the VM and return at once."""
+        self._home.check(self)
         self._slot.end()
 
     async def __aenter__(self) -> VM:

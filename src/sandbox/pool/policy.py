@@ -168,7 +168,7 @@ def target_ready(min_size: int, max_ready: int, claims_per_second: float, start_
     return min(max_ready, max(min_size, math.ceil(claims_per_second * start_seconds * _HEADROOM)))
 
 
-def seniority(now: float, priority: int, priority_seconds: float) -> float:
+def seniority(now: float, priority: float, priority_seconds: float) -> float:
     """Return the key by which callers are served, least first.
 
     One step of priority is worth `priority_seconds` of waiting. So the urgent go first, but nobody starves: who has

@@ -11,11 +11,14 @@ from typing import Any, Unpack
 import anyio
 from anyio.to_thread import run_sync
 
+from sandbox import arguments
+from sandbox.arguments import GuestPath
 from sandbox.config import PoolConfig, TemplateConfig
 from sandbox.errors import ConfigError, PoolClosed, PoolTimeout, SandboxError, StateError, afresh
 from sandbox.event import EventKind, Observer
-from sandbox.guest.sandbox import RunOptions
+from sandbox.guest.sandbox import RunOptions, check_run
 from sandbox.handle import Handle
+from sandbox.home import Home
 from sandbox.log import log
 from sandbox.observe.status import StatusFile
 from sandbox.pool.broadcast import Broadcast
@@ -54,13 +57,14 @@ class VMPool(Handle):
 
         Each of `observers` is called with every `LifeEvent` of the pool, in the event loop's thread.
         """
-        self.config = config or PoolConfig()
+        self.config = PoolConfig() if config is None else arguments.one_of("config", config, PoolConfig)
         self.id = secrets.token_hex(4)
         """Names this pool in events."""
-        self._broadcast = Broadcast(self.id, observers, end_vm=self._end_vm)
+        self._broadcast = Broadcast(self.id, arguments.calls("observers", observers), end_vm=self._end_vm)
         self._keeper = Keeper(self.config, self._broadcast)
-        self._sources: dict[str, VMSource] = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
+        self._sources = _sources(source, sources, self._wanted())
         self._was_opened = False
+        self._home: Home | None = None
 
     def __repr__(self) -> str:
         state = self.statistics()
@@ -74,6 +78,7 @@ class VMPool(Handle):
         if self._was_opened or self._keeper.is_closing:
             raise StateError("this pool was opened before; make a new one")
         self._was_opened = True
+        self._home = Home()
         for name, (template, min_size) in self._wanted().items():
             self._keeper.add(name, self._sources.get(name) or await self._ensure(template), min_size)
         await run_sync(log.prepare)
@@ -93,12 +98,17 @@ class VMPool(Handle):
 
     async def aclose(self) -> None:
         """Refuse new claims, destroy every VM, leased ones too, and return when all are gone. May be called twice."""
-        self._keeper.close()
+        self._check_home()
+        self.close_nowait()
         await self._keeper.wait_over()
+
+    def close_nowait(self) -> None:
+        """Begin to close and return at once: nothing is lent or started any more, and every VM ends."""
+        self._keeper.close()
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Have `observer` called with every further event; return a function that ends that."""
-        return self._broadcast.add(observer)
+        return self._broadcast.add(arguments.call("observer", observer))
 
     @property
     def is_closed(self) -> bool:
@@ -146,13 +156,14 @@ class VMPool(Handle):
         `PoolBusy` when too many wait, `PoolClosed` when the pool closes meanwhile, `HostResources` when the host is
         full, and the cause when VMs fail to start time after time. If cancelled, nothing is lost.
         """
+        patience = arguments.given(arguments.patience, "timeout", timeout)
+        rank, ttl = arguments.priority("priority", priority), arguments.given(arguments.seconds, "lease_ttl", lease_ttl)
         self._check_open()
-        if (shelf := self._keeper.shelves.get(template)) is None:
-            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._keeper.shelves)}")
+        shelf = self._shelf(template)
         started = shelf.now()
-        lease_ttl = self.config.lease_ttl if lease_ttl is None else lease_ttl
-        if (lease := shelf.take(lease_ttl)) is None:
-            lease = await self._wait_for_lease(shelf, timeout, priority, lease_ttl)
+        ttl = self.config.lease_ttl if ttl is None else ttl
+        if (lease := shelf.take(ttl)) is None:
+            lease = await self._wait_for_lease(shelf, patience, rank, ttl)
             stage = {"queue": shelf.now() - started, "claim": 0.0}
         else:
             stage = {"queue": 0.0, "claim": shelf.now() - started}
@@ -160,7 +171,7 @@ class VMPool(Handle):
         return lease
 
     async def _wait_for_lease(
-        self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
+        self, shelf: Shelf, timeout: float | None, priority: float, lease_ttl: float | None
     ) -> Lease:
         since = shelf.now()
         try:
@@ -172,7 +183,7 @@ class VMPool(Handle):
             raise
 
     async def _wait_in_queue(
-        self, shelf: Shelf, timeout: float | None, priority: int, lease_ttl: float | None
+        self, shelf: Shelf, timeout: float | None, priority: float, lease_ttl: float | None
     ) -> Lease:
         request = shelf.enqueue(priority, lease_ttl)
         self._keeper.look_again()
@@ -196,12 +207,14 @@ class VMPool(Handle):
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         claim_timeout: float | None = None,
         **options: Unpack[RunOptions],
     ) -> Result:
         """Run code in a VM of its own and return the result; the VM is destroyed. See `claim` and `Sandbox.run`."""
-        async with self.acquire(claim_timeout) as vm:
+        check_run(code, language, args, options)
+        patience = arguments.given(arguments.patience, "claim_timeout", claim_timeout)
+        async with self.acquire(patience) as vm:
             return await vm.run(code, language=language, args=args, **options)
 
     async def wait_ready(self, size: int | None = None) -> None:
@@ -209,8 +222,9 @@ class VMPool(Handle):
 
         Raises `ConfigError` for more than the pool ever keeps ready.
         """
+        self._check_home()
         sizes = [low for _, low in self._wanted().values()]
-        wanted = sum(sizes) if size is None else size
+        wanted = sum(sizes) if size is None else arguments.count("size", size)
         most = min(self.config.max_size, sum(max(low, self.config.max_ready or 0) for low in sizes))
         if wanted > most:
             raise ConfigError(f"this pool keeps {most} VMs ready at most, not {wanted}; raise min_size or max_ready")
@@ -224,12 +238,12 @@ class VMPool(Handle):
 
     def statistics(self, template: str | None = None) -> PoolStatistics:
         """Return the counters and the present state, of one template or of all."""
-        shelves = self._keeper.shelves.values() if template is None else [self._keeper.shelves[template]]
+        shelves = self._keeper.shelves.values() if template is None else [self._shelf(template)]
         return add_up((shelf.census(), shelf.count) for shelf in shelves)
 
     def generations(self, template: str = DEFAULT) -> list[GenerationStatistics]:
         """Return how many VMs of each generation of a template exist now, the live one first."""
-        return self._keeper.shelves[template].generations()
+        return self._shelf(template).generations()
 
     async def roll_over(self, template: str = DEFAULT) -> int:
         """Bake the next generation of a template now, try it, start new VMs from it; return its number.
@@ -252,14 +266,24 @@ class VMPool(Handle):
     def _end_vm(self, name: str) -> bool:
         return self._keeper.end_vm(name)
 
+    def _check_home(self) -> None:
+        if self._home is not None:
+            self._home.check(self)
+
     def _check_open(self) -> None:
+        self._check_home()
         if not self._keeper.is_started or self._keeper.is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
 
+    def _shelf(self, template: object) -> Shelf:
+        if not isinstance(template, str) or template not in self._keeper.shelves:
+            has = ", ".join(self._keeper.shelves) or "none before it is opened"
+            raise ConfigError(f"the pool has no template {template!r}; it has {has}")
+        return self._keeper.shelves[template]
+
     def _succession(self, template: str) -> Succession:
         self._check_open()
-        if template not in self._keeper.shelves:
-            raise ConfigError(f"the pool has no template {template!r}; it has {', '.join(self._keeper.shelves)}")
+        self._shelf(template)
         if template not in self._keeper.successions:
             raise StateError(f"the source of {template!r} has no generations; only templates do")
         return self._keeper.successions[template]
@@ -272,3 +296,18 @@ class VMPool(Handle):
         if shelf.last_failure is not None:
             said += f"; the last start failed: {shelf.last_failure}"
         return said + "; raise max_size or the time-out"
+
+
+def _sources(
+    source: VMSource | None, sources: Mapping[str, VMSource] | None, wanted: Mapping[str, object]
+) -> dict[str, VMSource]:
+    """Check the sources that a caller gives instead of templates of the configuration."""
+    if sources is not None and not isinstance(sources, Mapping):
+        raise ConfigError(f"sources is a {type(sources).__name__}; give a mapping of template names to sources")
+    found = dict(sources or {}) | ({DEFAULT: source} if source is not None else {})
+    for name, one in found.items():
+        if name not in wanted:
+            raise ConfigError(f"a source is given for the template {name!r}; the pool has {', '.join(wanted)}")
+        if not callable(getattr(one, "lease", None)):
+            raise ConfigError(f"the source of {name!r} is a {type(one).__name__}; give an object with `lease()`")
+    return found

@@ -62,7 +62,7 @@ class Shelf:
         self.resume_at = 0.0
         self.is_closing = False
         self._min_size = min_size
-        self._config = config
+        self.config = config
         self._last_failed = -math.inf
         self._on_change = on_change
         self._on_room = on_room
@@ -71,7 +71,7 @@ class Shelf:
 
     @property
     def idle_lease_timeout(self) -> float | None:
-        return self._config.idle_lease_timeout
+        return self.config.idle_lease_timeout
 
     @property
     def is_broken(self) -> bool:
@@ -90,10 +90,10 @@ class Shelf:
             ending=states.count(SlotState.ENDING),
             waiting=len(self.queue),
             stale=sum(slot.is_stale for slot in self.slots if slot.state in _WARM),
-            target=target_ready(self._min_size, self._config.max_ready or 0, rate, self._start_seconds),
+            target=target_ready(self._min_size, self.config.max_ready or 0, rate, self._start_seconds),
             may_start=now >= self.resume_at,
             has_young_lease=self._youth_left(now) > 0,
-            next_callers=self.queue.seniorities(self._coming, self._config.concurrent_starts or 0),
+            next_callers=self.queue.seniorities(self._coming, self.config.concurrent_starts or 0),
             is_on_probation=self.failures >= FAILURES_UNTIL_BREAK,
         )
 
@@ -143,12 +143,12 @@ class Shelf:
             slot.end("expired")
         return None
 
-    def enqueue(self, priority: int, lease_ttl: float | None) -> Request:
+    def enqueue(self, priority: float, lease_ttl: float | None) -> Request:
         """Put a caller in the queue; raise `PoolBusy` when too many wait.
 
         While starts are held back, whoever is too junior for the VMs that there are is refused with the cause.
         """
-        key = seniority(self.now(), priority, self._config.priority_seconds)
+        key = seniority(self.now(), priority, self.config.priority_seconds)
         request = Request(key, self.now(), lease_ttl)
         self.queue.put(request)
         self._wake_some()
@@ -187,7 +187,7 @@ class Shelf:
             request = self.queue.pop()
             waited = self.now() - request.since
             request.grant(request.context.run(self._lend, slot, request.lease_ttl, waited, hit=False))
-        elif len(self.ready) < self._config.running_ready:
+        elif len(self.ready) < self.config.running_ready:
             self.ready.append(slot)
         else:
             slot.pause()
@@ -200,7 +200,7 @@ class Shelf:
             waking=len(self.waking),
             paused=len(self.paused),
             waiting=len(self.queue),
-            wanted=self._config.running_ready,
+            wanted=self.config.running_ready,
         )
         for _ in range(due):
             slot = self.paused.popleft()

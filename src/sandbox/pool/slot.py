@@ -45,7 +45,9 @@ class Slot:
         self._ttl = ttl
         self.started = self.now()
         self._expires = 0.0
-        self._lease: Lease | None = None
+        self.lease_ends: float | None = None
+        """When its lease expires; None if it does not. The lease itself is the caller's alone: see `Lease.__del__`."""
+        self._token = ""
         self.lent_at = 0.0
         self._is_stopped = False
         self._news = anyio.Event()
@@ -140,10 +142,10 @@ class Slot:
     def _pause(self) -> float | None:
         """Return seconds until something may be due; None if nothing will be."""
         now = self.now()
-        if self._lease is None:
+        if not self._token:
             return self._expires - now
         assert self.vm is not None
-        left = self._lease.left
+        left = None if self.lease_ends is None else self.lease_ends - now
         if (allowed := self._shelf.idle_lease_timeout) is not None:
             idle = allowed - min(self.vm.idle_seconds, now - self.lent_at)  # what was before the lease is not its
             left = idle if left is None else min(left, idle)
@@ -174,11 +176,14 @@ class Slot:
         assert self.is_claimable
         assert self.vm is not None
         self.state = SlotState.LEASED
-        self._lease = Lease(self, self.vm, lease_ttl)
         self.lent_at = self.now()
+        self.lease_ends = None if lease_ttl is None else self.lent_at + lease_ttl
+        lease = Lease(self, self.vm)
+        self._token = lease.token
+        self.vm.adopt(self._shelf.config)
         self.vm.call_on_executions(self._on_execution)
         self.look_again()
-        return self._lease
+        return lease
 
     def tell(self, kind: EventKind, seconds: float | None = None, *, execution: str = "", **fields: object) -> None:
         """Tell the pool's observers something about this slot's VM, or its lease."""
@@ -186,7 +191,7 @@ class Slot:
             kind,
             template=self._shelf.name,
             vm=self.vm.name if self.vm is not None else "",
-            lease=self._lease.token if self._lease is not None else "",
+            lease=self._token,
             execution=execution,
             seconds=seconds,
             **fields,
@@ -219,8 +224,17 @@ class Slot:
         self._news.set()
         if self.state is SlotState.STARTING:
             self._scope.cancel()
-        else:
-            self._shelf.on_ending(self)
+            return
+        was_leased = self.state is SlotState.LEASED
+        self._shelf.on_ending(self)
+        if was_leased and self.vm is not None and not self.is_lost:
+            self.vm.release(f"the lease {self._token} has ended ({why}): its VM is destroyed")
+
+    def drop(self) -> None:
+        """End a lease that its caller has lost without ending it."""
+        if not self.over.is_set():
+            log.warning("lease_dropped", lease=self._token, vm=self.vm.name if self.vm is not None else "")
+            self.end("dropped")
 
     def _on_lost(self) -> None:
         self.is_lost = True

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Unpack
 
 from sandbox import oneshot
+from sandbox.arguments import GuestPath
 from sandbox.config import PoolConfig
 from sandbox.event import Observer
 from sandbox.guest.sandbox import RunOptions
@@ -42,7 +43,7 @@ def run(
     *,
     source: VMSource | VMPool | None = None,
     language: str = "python",
-    args: Sequence[str] = (),
+    args: Sequence[GuestPath] = (),
     **options: Unpack[RunOptions],
 ) -> Result:
     """Run code in a VM of its own and destroy the VM; see `sandbox.run`."""
@@ -65,7 +66,7 @@ class VMPool:
             return asynchronous.VMPool(config, source=source, sources=sources, observers=observers)
 
         self._portal = portal()
-        self._inner = self._portal.do(make)
+        self._inner = self._portal.keep(self._portal.do(make))
         self.config = self._inner.config
         self.id = self._inner.id
 
@@ -77,6 +78,9 @@ class VMPool:
 
     def close(self) -> None:
         self._portal.call(self._inner.aclose())
+
+    def close_nowait(self) -> None:
+        self._portal.do(self._inner.close_nowait)
 
     def __enter__(self) -> VMPool:
         self.open()
@@ -125,7 +129,7 @@ class VMPool:
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         claim_timeout: float | None = None,
         **options: Unpack[RunOptions],
     ) -> Result:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Unpack
 
-from sandbox.errors import GuestLost
+from sandbox import arguments
+from sandbox.arguments import Data, GuestPath
+from sandbox.errors import ConfigError, GuestLost
 from sandbox.guest import context as asynchronous_context
 from sandbox.guest import execution as asynchronous_execution
 from sandbox.guest import files as asynchronous_files
+from sandbox.guest.cell import OutputSink
+from sandbox.guest.context import Default
 from sandbox.guest.entry import Change, FileEntry, FileStat
 from sandbox.guest.events import Event, Events, Output, StreamName
 from sandbox.guest.execution import Status
@@ -78,7 +82,7 @@ class Execution:
     def read(self, stream: StreamName, offset: int = 0, max_bytes: int = 1024 * 1024) -> Output:
         return self._portal.call(self._inner.read(stream, offset, max_bytes))
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Data) -> None:
         self._portal.call(self._inner.write(data))
 
     def close_stdin(self) -> None:
@@ -121,8 +125,8 @@ class Context:
         self,
         code: str,
         *,
-        timeout: float | None = None,
-        on_output: Callable[[StreamName, bytes], None] | None = None,
+        timeout: float | Default | None = Default.OF_THE_POOL,
+        on_output: OutputSink | None = None,
         capture_bytes: int | None = None,
     ) -> CellResult:
         running = self._inner.run(code, timeout=timeout, on_output=on_output, capture_bytes=capture_bytes)
@@ -149,54 +153,64 @@ class Files:
         self._portal = portal
         self._inner = files
 
-    def read(self, path: str, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None) -> bytes:
+    def read(self, path: GuestPath, *, offset: int = 0, limit: int = READ_BYTES, timeout: float | None = None) -> bytes:
         return self._portal.call(self._inner.read(path, offset=offset, limit=limit, timeout=timeout))
 
-    def stream(self, path: str, *, offset: int = 0, limit: int | None = None) -> Iteration[bytes]:
+    def stream(self, path: GuestPath, *, offset: int = 0, limit: int | None = None) -> Iteration[bytes]:
         return Iteration(self._portal, self._inner.stream(path, offset=offset, limit=limit))
 
     def write(
         self,
-        path: str,
-        content: bytes | Iterable[bytes],
+        path: GuestPath,
+        content: Data | Iterable[Data],
         *,
         mode: int | None = None,
         append: bool = False,
         exclusive: bool = False,
         parents: bool = False,
     ) -> FileStat:
-        pieces = content if isinstance(content, bytes) else b"".join(content)
+        pieces = _joined(content)
         writing = self._inner.write(path, pieces, mode=mode, append=append, exclusive=exclusive, parents=parents)
         return self._portal.call(writing)
 
-    def append(self, path: str, content: bytes | Iterable[bytes]) -> FileStat:
+    def append(self, path: GuestPath, content: Data | Iterable[Data]) -> FileStat:
         return self.write(path, content, append=True)
 
-    def stat(self, path: str, *, follow: bool = True) -> FileStat:
+    def stat(self, path: GuestPath, *, follow: bool = True) -> FileStat:
         return self._portal.call(self._inner.stat(path, follow=follow))
 
-    def exists(self, path: str) -> bool:
+    def exists(self, path: GuestPath) -> bool:
         return self._portal.call(self._inner.exists(path))
 
-    def list(self, path: str = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None) -> list[FileEntry]:
+    def list(
+        self, path: GuestPath = ".", *, limit: int = LIST_ENTRIES, timeout: float | None = None
+    ) -> list[FileEntry]:
         return self._portal.call(self._inner.list(path, limit=limit, timeout=timeout))
 
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: GuestPath, *, recursive: bool = False) -> None:
         self._portal.call(self._inner.remove(path, recursive=recursive))
 
-    def move(self, path: str, target: str, *, replace: bool = True) -> None:
+    def move(self, path: GuestPath, target: GuestPath, *, replace: bool = True) -> None:
         self._portal.call(self._inner.move(path, target, replace=replace))
 
-    def mkdir(self, path: str, *, parents: bool = False, mode: int | None = None) -> None:
+    def mkdir(self, path: GuestPath, *, parents: bool = False, mode: int | None = None) -> None:
         self._portal.call(self._inner.mkdir(path, parents=parents, mode=mode))
 
-    def chmod(self, path: str, mode: int) -> None:
+    def chmod(self, path: GuestPath, mode: int) -> None:
         self._portal.call(self._inner.chmod(path, mode))
 
     @contextmanager
-    def watch(self, path: str = ".", *, recursive: bool = False) -> Iterator[Iterator[Change]]:
+    def watch(self, path: GuestPath = ".", *, recursive: bool = False) -> Iterator[Iterator[Change]]:
         with self._portal.enter(self._inner.watch(path, recursive=recursive)) as changes:
             yield Iteration(self._portal, changes)
+
+
+def _joined(content: Data | Iterable[Data]) -> bytes:
+    if isinstance(content, bytes | str | bytearray | memoryview):
+        return arguments.data("content", content)
+    if not isinstance(content, Iterable):
+        raise ConfigError(f"content is a {type(content).__name__}; give bytes, a string, or an iterable of them")
+    return b"".join(arguments.data("a piece of content", piece) for piece in content)
 
 
 class Sandbox:
@@ -253,24 +267,25 @@ class Sandbox:
         code: str,
         *,
         language: str = "python",
-        args: Sequence[str] = (),
+        args: Sequence[GuestPath] = (),
         name: str = "",
         **options: Unpack[RunOptions],
     ) -> Result:
         return self._portal.call(self._inner.run(code, language=language, args=args, name=name, **options))
 
-    def exec(self, argv: Sequence[str] | str, **options: Unpack[RunOptions]) -> Result:
+    def exec(self, argv: Sequence[GuestPath] | str, **options: Unpack[RunOptions]) -> Result:
         return self._portal.call(self._inner.exec(argv, **options))
 
     def spawn(
         self,
-        argv: Sequence[str] | str,
+        argv: Sequence[GuestPath] | str,
         *,
-        stdin: bytes | None = b"",
+        stdin: Data | None = b"",
         pty: tuple[int, int] | None = None,
         **options: Unpack[ProgramOptions],
     ) -> Execution:
-        return Execution(self._portal, self._portal.call(self._inner.spawn(argv, stdin=stdin, pty=pty, **options)))
+        spawning = self._inner.spawn(argv, stdin=stdin, pty=pty, **options)
+        return Execution(self._portal, self._portal.call(spawning, give_back=lambda execution: execution.kill()))
 
     def attach(self, ident: str) -> Execution:
         return Execution(self._portal, self._inner.attach(ident))
@@ -284,7 +299,10 @@ class Sandbox:
             yield Context(self._portal, context)
 
     def open_context(self, language: str = "python", **options: Unpack[ProgramOptions]) -> Context:
-        return Context(self._portal, self._portal.do(lambda: self._inner.open_context(language, **options)))
+        def make() -> asynchronous_context.Context:
+            return self._inner.open_context(language, **options)
+
+        return Context(self._portal, self._portal.do(make, give_back=lambda context: context.execution.kill()))
 
     @property
     def files(self) -> Files:
@@ -294,17 +312,17 @@ class Sandbox:
         return Files(self._portal, self._inner.files_of(user))
 
     def read_file(
-        self, path: str, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
+        self, path: GuestPath, *, user: str | None = None, limit: int = READ_BYTES, timeout: float | None = None
     ) -> bytes:
         return self.files_of(user).read(path, limit=limit, timeout=timeout)
 
-    def write_file(self, path: str, data: bytes, *, mode: int | None = None, user: str | None = None) -> None:
-        self.files_of(user).write(path, data, mode=mode)
+    def write_file(self, path: GuestPath, data: Data, *, mode: int | None = None, user: str | None = None) -> None:
+        self._portal.call(self._inner.write_file(path, data, mode=mode, user=user))
 
     def upload(
         self,
         source: Path | str,
-        target: str,
+        target: GuestPath,
         *,
         user: str | None = None,
         overwrite: bool = True,
@@ -328,7 +346,7 @@ class Sandbox:
 
     def download(
         self,
-        source: str,
+        source: GuestPath,
         target: Path | str,
         *,
         user: str | None = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 import tenacity
 from anyio.to_thread import run_sync
 
+from sandbox import arguments
 from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import StartError, StateError, TemplateError
 from sandbox.handle import Handle
@@ -73,8 +74,10 @@ class Template(Handle):
         However many processes ask at once, one of them builds. A template whose files or whose environment differ
         from its manifest is never used: it is baked anew.
         """
+        wanted = TemplateConfig() if config is None else arguments.one_of("config", config, TemplateConfig)
+        host = HostConfig() if host_config is None else arguments.one_of("host_config", host_config, HostConfig)
         with telling_shortage(), stage("open libvirt, find the image"):
-            series = await Series.of(config or TemplateConfig(), host_config or HostConfig(), cls)
+            series = await Series.of(wanted, host, cls)
         with telling_shortage(), stage("verify the template"):
             return await series.ensure()
 
