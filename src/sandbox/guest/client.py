@@ -14,18 +14,18 @@ from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestLost, ProtocolError, afresh
 from sandbox.guest.execution import Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
+from sandbox.guest.inbox import Inbox
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
 from sandbox.guest.stages import tell_handshake
 from sandbox.guest.verdict import lost
 from sandbox.guest.watchdog import Watchdog
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.hypervisor.turns import FLOOD_SECONDS, TURN_SECONDS
 from sandbox.trace.stage import stage
 from sandbox.wire import (
-    GUEST_LIMITS,
     HEADER_BYTES,
     HOST_LIMITS,
-    Decoder,
     Frame,
     FrameError,
     Kind,
@@ -69,7 +69,7 @@ class GuestClient:
         self._stream = stream
         self._on_lost = on_lost
         self._on_closed = on_closed or (lambda: self.close(lost(Cause.CHANNEL, "the guest closed the channel")))
-        self._decoder = Decoder(GUEST_LIMITS)
+        self._inbox = Inbox()
         self._epoch = 0
         self._reply: Frame | None = None
         self._reply_kind: Kind | None = None
@@ -82,7 +82,7 @@ class GuestClient:
         self._now = asyncio.get_running_loop().time
         """Unlike anyio's clock it can be read in callbacks, too, where sniffio knows of no asynchronous library."""
         self._last_use = self._now()
-        stream.start_receiving(self._on_data)
+        stream.start_receiving(self._on_data, self._go_on)
 
     async def handshake(self, identity: Identity, timeout: float, *, is_cold: bool = True) -> Receipt:
         """Give the guest its identity and clock; return once it has proved both.
@@ -217,18 +217,33 @@ class GuestClient:
             )
         return self._reply.payload
 
-    def _on_data(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> bool:
+        """Take what has arrived; return whether some of it is left for another turn."""
         if not data:
             self.is_open = False
             self._on_closed()
-            return
+            return False
+        self._inbox.put(data)
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        """Handle frames for one turn, of what has arrived; return whether there may be more of them."""
+        until = time.perf_counter() + TURN_SECONDS
         self._watchdog.hear()
         try:
-            for frame in self._decoder.feed(data):
+            if self._stream.account.behind > FLOOD_SECONDS:
+                raise FrameError(
+                    f"its frames have cost the host {FLOOD_SECONDS:g} s of work without a pause, "
+                    f"{self._inbox.frames} of them with {self._inbox.bytes} bytes"
+                )
+            while self.lost is None and (frame := self._inbox.next()) is not None:
                 self._on_frame(frame)
+                if time.perf_counter() > until:
+                    return self.lost is None
         except (FrameError, ValidationError) as error:
             said = f"the guest broke the protocol: {str(error).splitlines()[0]}"
             self._fail(lost(Cause.PROTOCOL, said))
+        return False
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:
@@ -253,6 +268,7 @@ class GuestClient:
             self.lost = error
             self._watchdog.stop()
             self._stream.close()
+            self._inbox.clear()
             self._replied.set()
             for execution in self.executions.all_running():
                 execution.lose(error)
