@@ -25,9 +25,8 @@ class Inbox:
         self._start = 0
 
     def put(self, data: bytes) -> None:
-        """Take received bytes."""
-        self._data = self._data[self._start :] + data if self._start < len(self._data) else data
-        self._start = 0
+        """Take received bytes, when `next` has nothing more to give."""
+        self._data = self._data + data if self._data else data
 
     def clear(self) -> None:
         self._data, self._start = b"", 0
@@ -41,12 +40,14 @@ class Inbox:
         data, start = self._data, self._start
         begin = start + HEADER_BYTES
         if begin > len(data):
+            self._keep_rest()
             return None
         length, epoch, ident, kind = HEADER.unpack_from(data, start)
         if length > GUEST_LIMITS.get(kind, -1):
             raise refusal(kind, length, GUEST_LIMITS)
         end = begin + length
         if end > len(data):
+            self._keep_rest()
             return None
         payload = data[begin:end]
         self._start = end
@@ -55,6 +56,10 @@ class Inbox:
         if length < _SMALL_BYTES and kind in _OUTPUTS and payload:
             payload = self._with_more(payload, data[start + 4 : begin])
         return Frame(KINDS[kind], epoch, ident, payload)
+
+    def _keep_rest(self) -> None:
+        """Keep no more than the frame that has not arrived whole."""
+        self._data, self._start = self._data[self._start :], 0
 
     def _with_more(self, payload: bytes, header: bytes) -> bytes:
         """Take the small pieces that follow with the same header, but for the length, and append them."""
