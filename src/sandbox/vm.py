@@ -25,6 +25,8 @@ READY_SECONDS = 30.0
 BOOT_SECONDS = 120.0
 _PARTING_SECONDS = 0.5
 """QEMU closes the channel a moment before it ends: so long its end is awaited, because it tells why."""
+_LAST_WORDS_SECONDS = 2.0
+"""When QEMU ends first, what it had sent is handled, for this long at most."""
 
 
 class VMSource(Protocol):
@@ -194,12 +196,22 @@ async def open_vm(
         )
         vm = VM(machine, client, languages)
 
+        death: GuestLost | None = None
+
         def on_death() -> None:
+            nonlocal death
             loop.remove_reader(pidfd)
             machine.process.reap()
-            client.close(_death(machine))
+            death = _death(machine)
+            if client.is_open:  # what it had said before is handled first, up to the end of the channel
+                loop.call_later(_LAST_WORDS_SECONDS, client.close, death)
+            else:
+                client.close(death)
 
         def part() -> None:
+            if death is not None:
+                client.close(death)
+                return
             broke = lost(Cause.CHANNEL, f"the channel to the VM {machine.name} broke while its QEMU ran")
             loop.call_later(_PARTING_SECONDS, client.close, broke)
 

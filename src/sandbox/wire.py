@@ -34,8 +34,8 @@ ENTROPY_BYTES = 64
 NONCE_BYTES = 16
 HOSTNAME_BYTES = 63
 
-_HEADER = struct.Struct("!IIIB")
-HEADER_BYTES = _HEADER.size
+HEADER = struct.Struct("!IIIB")
+HEADER_BYTES = HEADER.size
 _WINDOW = struct.Struct("!BI")
 _PAIR = struct.Struct("!HH")
 _PID = struct.Struct("!I")
@@ -44,7 +44,7 @@ HELLO = struct.Struct(f"!{ENTROPY_BYTES}sQ{NONCE_BYTES}s{_NAMES}")
 """Entropy, wall clock in ns, a nonce, machine id, boot id, hostname padded with NUL."""
 READY = struct.Struct(f"!QHH{NONCE_BYTES}s{_NAMES}")
 """The guest's wall clock in ns, protocol version, agent version, HELLO's nonce, and the three names in force."""
-HELLO_FRAME, READY_FRAME = (struct.Struct(_HEADER.format + body.format[1:]) for body in (HELLO, READY))
+HELLO_FRAME, READY_FRAME = (struct.Struct(HEADER.format + body.format[1:]) for body in (HELLO, READY))
 
 
 class Kind(IntEnum):
@@ -74,7 +74,7 @@ class Kind(IntEnum):
     PREPARED = 74
 
 
-_KINDS: Mapping[int, Kind] = {int(kind): kind for kind in Kind}
+KINDS: Mapping[int, Kind] = {int(kind): kind for kind in Kind}
 """`Kind(number)` runs four functions, which an emulated clone has to translate before it answers."""
 INPUTS = (Kind.STDIN, Kind.ASK)
 OUTPUTS = (Kind.OUT, Kind.ERR, Kind.ANSWER)
@@ -130,12 +130,12 @@ else:
 
 def encode(kind: Kind, epoch: int, ident: int = 0, payload: bytes = b"") -> bytes:
     """Return the bytes of one frame."""
-    return _HEADER.pack(len(payload), epoch, ident, kind) + payload
+    return HEADER.pack(len(payload), epoch, ident, kind) + payload
 
 
 def encode_header(kind: Kind, epoch: int, ident: int, length: int) -> bytes:
     """Return the header of a frame whose payload is sent beside it."""
-    return _HEADER.pack(length, epoch, ident, kind)
+    return HEADER.pack(length, epoch, ident, kind)
 
 
 def encode_json(kind: Kind, epoch: int, ident: int, message: Mapping[str, Any]) -> bytes:
@@ -223,6 +223,13 @@ def _json() -> JSONDecoder:
     return json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_without_duplicates)
 
 
+def refusal(kind: int, length: int, limits: Mapping[int, int]) -> FrameError:
+    """Return what is wrong with a header that announces more than its kind may have."""
+    if kind not in limits:
+        return FrameError(f"frame kind {kind} is unknown or not for this direction")
+    return FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limits[kind]}")
+
+
 class Decoder:
     """Turns received bytes into frames; holds at most one unfinished frame."""
 
@@ -253,15 +260,12 @@ class Decoder:
         """Append the frames that are whole; return where the rest begins."""
         start, size = 0, len(data)
         while size - start >= HEADER_BYTES:
-            length, epoch, ident, kind = _HEADER.unpack_from(data, start)
-            limit = self._limits.get(kind)
-            if limit is None:
-                raise FrameError(f"frame kind {kind} is unknown or not for this direction")
-            if length > limit:
-                raise FrameError(f"a {Kind(kind).name} frame announces {length} bytes, the limit is {limit}")
+            length, epoch, ident, kind = HEADER.unpack_from(data, start)
+            if length > self._limits.get(kind, -1):
+                raise refusal(kind, length, self._limits)
             end = start + HEADER_BYTES + length
             if size < end:
                 break
-            frames.append(Frame(_KINDS[kind], epoch, ident, bytes(data[start + HEADER_BYTES : end])))
+            frames.append(Frame(KINDS[kind], epoch, ident, bytes(data[start + HEADER_BYTES : end])))
             start = end
         return start

@@ -10,7 +10,18 @@ from typing import Any
 
 from sandbox.guest.files import Files
 from sandbox.message import MessageDecoder, Tag, decode_json, encode, encode_json
-from sandbox.wire import CHUNK_BYTES, HOST_LIMITS, OUTPUTS, WINDOW_BYTES, Decoder, Frame, Kind, decode_window, window
+from sandbox.wire import (
+    CHUNK_BYTES,
+    GRANT_BYTES,
+    HOST_LIMITS,
+    OUTPUTS,
+    WINDOW_BYTES,
+    Decoder,
+    Frame,
+    Kind,
+    decode_window,
+    window,
+)
 from sandbox.wire import encode as encode_frame
 from tests.fuzz.channel import Channel
 
@@ -117,14 +128,18 @@ class _Said:
         self.beat: asyncio.TimerHandle | None = None
         self.script: Iterator[bytes] = iter(())
         self._takes = takes
+        self._owed = 0
         self._unsaid = bytearray()
 
     def take(self, count: int) -> int:
-        """Return how much room is granted for so many bytes that came."""
-        if self._takes is None:
-            return count
-        granted = min(count, self._takes)
-        self._takes -= granted
+        """Return how much room is granted now that this number of bytes came: nothing, or a portion."""
+        if self._takes is not None:
+            count = min(count, self._takes)
+            self._takes -= count
+        self._owed += count
+        if self._owed < GRANT_BYTES:
+            return 0
+        granted, self._owed = self._owed, 0
         return granted
 
     def next(self, least: int = CHUNK_BYTES) -> bytes:

@@ -10,6 +10,7 @@ from sandbox.guest.client import GuestClient
 from sandbox.guest.execution import Execution
 from sandbox.guest.request import Request
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.hypervisor.turns import Account
 from sandbox.wire import HOST_LIMITS, Decoder, Kind
 
 
@@ -18,12 +19,19 @@ class Channel:
 
     def __init__(self) -> None:
         self.queued_bytes = self.sent_bytes = 0
+        self.account = Account()
         self.heard: list[Kind] = []
         self._decoder = Decoder(HOST_LIMITS)
         self.client = GuestClient(cast("SocketStream", self))
 
-    def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
-        self.say = on_data
+    def start_receiving(self, on_data: Callable[[bytes], bool], go_on: Callable[[], bool]) -> None:
+        self._on_data, self._go_on = on_data, go_on
+
+    def say(self, data: bytes) -> None:
+        """Have the host take this; return when all of it was handled."""
+        is_behind = self._on_data(data)
+        while is_behind:
+            is_behind = self._go_on()
 
     def write(self, data: bytes) -> None:
         self.queued_bytes += len(data)

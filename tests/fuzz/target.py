@@ -16,6 +16,7 @@ from sandbox.guest.request import Request
 from sandbox.guest.sandbox import Sandbox
 from sandbox.guest.verdict import lost
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.hypervisor.turns import Account
 from sandbox.wire import GUEST_LIMITS, Kind, encode
 from tests.fakes.virtual_time import VirtualTimeLoop
 
@@ -30,8 +31,16 @@ class _Stream:
 
     queued_bytes = sent_bytes = 0
 
-    def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
-        self.say = on_data
+    def __init__(self) -> None:
+        self.account = Account()
+
+    def start_receiving(self, on_data: Callable[[bytes], bool], go_on: Callable[[], bool]) -> None:
+        self._on_data, self._go_on = on_data, go_on
+
+    def say(self, data: bytes) -> None:
+        is_behind = self._on_data(data)
+        while is_behind:
+            is_behind = self._go_on()
 
     def write(self, data: bytes) -> None:
         self.queued_bytes += len(data)

@@ -105,9 +105,9 @@ class ExecutionMachine(RuleBasedStateMachine):
             self.verdict = Outcome.EXITED if code is not None else Outcome.SIGNALED
 
     @precondition(lambda self: self.channel.client.lost is None)
-    @rule(stream=st.sampled_from(INPUTS), count=st.sampled_from([1, 1000, WINDOW_BYTES]))
+    @rule(stream=st.sampled_from(INPUTS), count=st.sampled_from([1, GRANT_BYTES - 1, GRANT_BYTES, WINDOW_BYTES]))
     def grant(self, stream: Kind, count: int) -> None:
-        honest = count <= self.spent[stream] and self.verdict is None
+        honest = GRANT_BYTES <= count <= self.spent[stream] and self.verdict is None
         self.say(Kind.WINDOW_IN, window(stream, count), is_honest=honest)
         if honest:
             self.spent[stream] -= count

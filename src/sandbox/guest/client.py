@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -13,6 +14,7 @@ from sandbox.certificate import Cause
 from sandbox.errors import ConfigError, GuestLost, ProtocolError, StateError, afresh
 from sandbox.guest.execution import KILL_SECONDS, Execution
 from sandbox.guest.identity import GOOD_CLOCK_ERROR, MAX_CLOCK_ERROR, Identity, Receipt
+from sandbox.guest.inbox import Inbox
 from sandbox.guest.registry import Registry
 from sandbox.guest.request import Request
 from sandbox.guest.said import fault
@@ -21,12 +23,11 @@ from sandbox.guest.verdict import lost
 from sandbox.guest.watchdog import Watchdog
 from sandbox.home import Home
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.hypervisor.turns import FLOOD_SECONDS, TURN_SECONDS
 from sandbox.trace.stage import stage
 from sandbox.wire import (
-    GUEST_LIMITS,
     HEADER_BYTES,
     HOST_LIMITS,
-    Decoder,
     Frame,
     FrameError,
     Kind,
@@ -70,7 +71,7 @@ class GuestClient:
         self._stream = stream
         self._on_lost = on_lost
         self._on_closed = on_closed or (lambda: self.close(lost(Cause.CHANNEL, "the guest closed the channel")))
-        self._decoder = Decoder(GUEST_LIMITS)
+        self._inbox = Inbox()
         self._epoch = 0
         self._reply: Frame | None = None
         self._reply_kind: Kind | None = None
@@ -84,8 +85,10 @@ class GuestClient:
         """How long its guest may take to obey a kill."""
         self._home = Home()
         self._ended = ""
-        self._last_use = anyio.current_time()
-        stream.start_receiving(self._on_data)
+        self._now = asyncio.get_running_loop().time
+        """Unlike anyio's clock it can be read in callbacks, too, where sniffio knows of no asynchronous library."""
+        self._last_use = self._now()
+        stream.start_receiving(self._on_data, self._go_on)
 
     async def handshake(self, identity: Identity, timeout: float, *, is_cold: bool = True) -> Receipt:
         """Give the guest its identity and clock; return once it has proved both.
@@ -203,7 +206,7 @@ class GuestClient:
 
     def note_use(self) -> None:
         """Count this moment as use: the caller asked for something or took something, or a program ended."""
-        self._last_use = anyio.current_time()
+        self._last_use = self._now()
 
     def release(self, said: str) -> None:
         """End the conversation because the lease has ended, which `said` states; later calls are refused with it."""
@@ -231,7 +234,7 @@ class GuestClient:
         """
         if self.executions.any_busy:
             return 0.0
-        return anyio.current_time() - self._last_use
+        return self._now() - self._last_use
 
     async def _ask(self, message: bytes, kind: Kind, timeout: float) -> bytes:
         """Send a request that has exactly one answer and return the answer's payload."""
@@ -250,18 +253,33 @@ class GuestClient:
             )
         return self._reply.payload
 
-    def _on_data(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> bool:
+        """Take what has arrived; return whether some of it is left for another turn."""
         if not data:
             self.is_open = False
             self._on_closed()
-            return
+            return False
+        self._inbox.put(data)
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        """Handle frames for one turn, of what has arrived; return whether there may be more of them."""
+        until = time.perf_counter() + TURN_SECONDS
         self._watchdog.hear()
         try:
-            for frame in self._decoder.feed(data):
+            if self._stream.account.behind > FLOOD_SECONDS:
+                raise FrameError(
+                    f"its frames have cost the host {FLOOD_SECONDS:g} s of work without a pause, "
+                    f"{self._inbox.frames} of them with {self._inbox.bytes} bytes"
+                )
+            while self.lost is None and (frame := self._inbox.next()) is not None:
                 self._on_frame(frame)
+                if time.perf_counter() > until:
+                    return self.lost is None
         except (FrameError, ValidationError) as error:
             said = fault(error) if isinstance(error, ValidationError) else str(error)
             self._fail(lost(Cause.PROTOCOL, f"the guest broke the protocol: {said}"))
+        return False
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.epoch != self._epoch:
@@ -286,6 +304,7 @@ class GuestClient:
             self.lost = error
             self._watchdog.stop()
             self._stream.close()
+            self._inbox.clear()
             self._replied.set()
             for execution in self.executions.all_running():
                 execution.lose(error)

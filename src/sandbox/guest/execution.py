@@ -76,7 +76,7 @@ class Execution(Handle):
         """Process id in the guest, once it has one."""
         self._client = client
         self._request = request
-        self._intake = Intake(request.keep_bytes, self._send)
+        self._intake = Intake(request.keep_bytes, self._send, lambda: client.sent_bytes)
         self._inputs = Inputs(self._send)
         self._input_over = False
         self._is_asked = False
@@ -383,9 +383,11 @@ class Execution(Handle):
         self._intake.end()
         self._client.on_ended(self)
 
-    def _send(self, kind: Kind, payload: bytes = b"") -> None:
+    def _send(self, kind: Kind, payload: bytes = b"") -> int:
+        """Send a frame; return how many bytes will have left when it has."""
         if not self.has_ended:
             self._client.send(kind, self.number, payload)
+        return self._client.queued_bytes
 
     def _send_json(self, kind: Kind, message: dict[str, object]) -> None:
         if not self.has_ended:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import anyio
 
-from sandbox.wire import CHUNK_BYTES, INPUTS, WINDOW_BYTES, FrameError, Kind
+from sandbox.wire import CHUNK_BYTES, GRANT_BYTES, INPUTS, WINDOW_BYTES, FrameError, Kind
 
 
 class Inputs:
     """The streams into one program. After its end, what is sent goes nowhere and nobody waits."""
 
-    def __init__(self, send: Callable[[Kind, bytes], None]) -> None:
+    def __init__(self, send: Callable[[Kind, bytes], object]) -> None:
         self._send = send
         self._credit = dict.fromkeys(INPUTS, WINDOW_BYTES)
         self._has_credit = anyio.Event()
@@ -46,7 +46,9 @@ class Inputs:
             await self._change()
 
     def grant(self, kind: Kind, count: int) -> None:
-        """Take the guest's credit; raise `FrameError` if it is more than was ever used."""
+        """Take the guest's credit; raise `FrameError` if it is more than was ever used, or less than a portion."""
+        if count < GRANT_BYTES:
+            raise FrameError(f"{count} bytes of {kind.name} were granted; a portion has at least {GRANT_BYTES}")
         self._credit[kind] += count
         if self._credit[kind] > WINDOW_BYTES:
             raise FrameError(f"more {kind.name} was granted than its window")

@@ -29,6 +29,7 @@ class Registry:
     def __init__(self) -> None:
         self._running: dict[int, Execution] = {}
         self._kept: OrderedDict[str, Execution] = OrderedDict()
+        self._kept_bytes = 0
         self._forgotten: set[str] = set()
         self._by_id: dict[str, Execution] = {}
         self._last_number = 0
@@ -103,10 +104,10 @@ class Registry:
         """Keep an execution that has ended, and let the oldest go."""
         self._running.pop(execution.number, None)
         self._kept[execution.id] = execution
-        size = sum(kept.record.memory for kept in self._kept.values())
-        while len(self._kept) > 1 and (size > KEPT_BYTES or len(self._kept) > KEPT):
+        self._kept_bytes += execution.record.memory  # it has ended: that does not change any more
+        while len(self._kept) > 1 and (self._kept_bytes > KEPT_BYTES or len(self._kept) > KEPT):
             ident, oldest = self._kept.popitem(last=False)
-            size -= oldest.record.memory
+            self._kept_bytes -= oldest.record.memory
             del self._by_id[ident]
             if not _OWN.fullmatch(ident) or int(ident[1:]) > self._last_own:
                 self._forgotten.add(ident)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 
 from sandbox.hypervisor.stream import SocketStream
 
 KEPT_BYTES = 64 * 1024
-_BURST_BYTES = 64 * 1024
+_READS_PER_SECOND = 100
+_SAVED_READS = 1000
+"""So many at once are a boot that is traced, where almost every byte is heard by itself."""
+_BYTES_PER_READ = 4096
+"""As many bytes as this count as one read more."""
 _PAUSE_SECONDS = 0.1
+_LINE_BYTES = 1200
 _PANIC = b"Kernel panic - not syncing"
 
 
 class Console:
-    """Receives a guest's serial console into a ring. A guest that floods it is read slowly, and only slows itself."""
+    """Receives a guest's serial console into a ring. A guest that floods it is read slowly, and only slows itself.
+
+    It does not matter how it floods: by many bytes, or byte by byte, each of which would wake the host.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._stream = SocketStream(sock)
         self._kept = bytearray()
         self._pause: asyncio.TimerHandle | None = None
+        self._paid = 0.0
+        """Up to when the reads that the guest may cause are used up: a time as `time.monotonic` counts."""
         self.on_data: Callable[[bytes], None] = lambda _: None
         """Called with all that arrives, when it does."""
 
@@ -34,7 +45,8 @@ class Console:
 
     def last_line(self) -> str:
         """Return the last line that says something, or an empty string."""
-        return next((line.strip() for line in reversed(self.text().splitlines()) if line.strip()), "")[-300:]
+        end = bytes(self._kept).rstrip()[-_LINE_BYTES:].decode("utf-8", "replace")
+        return next((line.strip() for line in reversed(end.splitlines()) if line.strip()), "")[-300:]
 
     def has_panicked(self) -> bool:
         return bool(self.panic_line())
@@ -56,11 +68,17 @@ class Console:
             self._pause.cancel()
         self._stream.close()
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> bool:
         self._keep(data)
-        if len(data) >= _BURST_BYTES:
-            self._stream.stop_receiving()
-            self._pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self.start_receiving)
+        if data:
+            now = time.monotonic()
+            cost = (1 + len(data) / _BYTES_PER_READ) / _READS_PER_SECOND
+            self._paid = max(self._paid, now - _SAVED_READS / _READS_PER_SECOND) + cost
+            if self._paid > now:
+                self._stream.stop_receiving()
+                pause = max(_PAUSE_SECONDS, self._paid - now)
+                self._pause = asyncio.get_running_loop().call_later(pause, self.start_receiving)
+        return False
 
     def _keep(self, data: bytes) -> None:
         self.on_data(data)

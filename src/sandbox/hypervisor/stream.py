@@ -6,15 +6,18 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 
+from sandbox.hypervisor.turns import Account, Line, line_of
 from sandbox.inherited import keep_from_children
 
-_RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 256 * 1024
+"""Of what has arrived so much is read at a time, and nothing more before it is handled."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -23,46 +26,88 @@ class SocketStream:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        self.account = Account()
+        self.queued_bytes = 0
+        self.sent_bytes = 0
         self._socket = sock
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._line: Line | None = None
+        """Where it stands in line, while it does: nothing is read then but in its turns."""
+        self._on_data: Callable[[bytes], bool] = lambda _: False
+        self._go_on: Callable[[], bool] = lambda: False
+        self._is_behind = False
         self._sender: asyncio.AbstractEventLoop | None = None
         self._unsent = bytearray()
         self._progress = anyio.Event()
-        self.queued_bytes = 0
-        self.sent_bytes = 0
 
-    def start_receiving(self, on_data: Callable[[bytes], None]) -> None:
+    def start_receiving(self, on_data: Callable[[bytes], bool], go_on: Callable[[], bool] = lambda: False) -> None:
         """Call `on_data` from the event loop with all that arrives; with nothing, once, when the peer is gone.
 
-        A callback instead of a task: there is nothing to own, to cancel or to leak, and no hop on the way.
+        A callback instead of a task: there is nothing to own, to cancel or to leak, and no hop on the way. One that
+        has more to do than fits into `TURN_SECONDS` returns True: then `go_on` is called, as often as it returns True
+        itself, before anything else is read. `turns` says when.
         """
-        loop = self._loop = asyncio.get_running_loop()
-
-        def on_readable() -> None:
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.stop_receiving()
-            on_data(data)
-
-        loop.add_reader(self._socket, on_readable)
+        self._on_data, self._go_on = on_data, go_on
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._on_readable)
 
     def receive_nowait(self) -> bytes:
         """Return what has arrived; nothing if that is nothing, or the peer or this end is closed."""
         try:
-            return self._socket.recv(_RECEIVE_BYTES)
+            return self._socket.recv(RECEIVE_BYTES)
         except OSError:
             return b""
 
     def stop_receiving(self) -> None:
+        """Call nobody any more. What was read and not handled is dropped by the one who has it."""
+        self._is_behind = False
+        if self._line is not None:
+            self._line.leave(self)
+            self._line = None
         if self._loop is not None:
             self._loop.remove_reader(self._socket)
             self._loop = None
+
+    def take_turn(self) -> bool:
+        """Go on with what is left, or read on; leave the line when nothing has arrived."""
+        began, size = time.perf_counter(), 0
+        if self._is_behind:
+            self._is_behind = self._go_on()
+        elif (data := self._read()) is not None:
+            size = len(data)
+            self._is_behind = self._on_data(data)
+        elif self._loop is not None:
+            self._line = None
+            self._loop.add_reader(self._socket, self._on_readable)
+        self.account.charge(began, size, is_behind=self._line is not None)
+        return self._line is not None
+
+    def _on_readable(self) -> None:
+        began = time.perf_counter()
+        if self.account.paid <= began:
+            if (data := self._read()) is None:
+                return
+            self._is_behind = self._on_data(data)
+            self.account.charge(began, len(data), is_behind=False)
+            if not self._is_behind:
+                return
+        if self._loop is not None:  # else it was closed meanwhile
+            self._loop.remove_reader(self._socket)
+            self._line = line_of(self._loop)
+            self._line.join(self)
+
+    def _read(self) -> bytes | None:
+        """Return what has arrived; None if that is nothing. Stop receiving when the peer is gone."""
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            self.stop_receiving()
+        return data
 
     def write(self, data: bytes) -> None:
         """Take bytes to be sent in this order, at once if the peer has room. Never waits.
@@ -114,6 +159,7 @@ class SocketStream:
         if not self._is_closed:
             self._is_closed = True
             self.stop_receiving()
+            self._on_data, self._go_on = (lambda _: False), (lambda: False)
             self._stop_sending()
             self._unsent.clear()
             self._progress.set()
