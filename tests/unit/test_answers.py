@@ -29,7 +29,7 @@ from sandbox.result import Outcome
 from tests.fakes.file_guest import FileGuest, data, says, stat_of
 
 ROOT = Path(__file__).parents[2]
-SLACK_BYTES = 2 * 1024 * 1024
+SLACK_BYTES = 4 * 1024 * 1024
 """For pages of the interpreter's own, and what the fake guest holds."""
 STALL_SECONDS = 0.010
 TYPED = {"GuestFileError", "HostFileError", "ProtocolError", "protocol_error", "taken", "exited"}
@@ -83,7 +83,7 @@ REQUESTS: dict[str, tuple[Bound, Callable[[Files, Path], Awaitable[object]]]] = 
     "chmod": (FILE, lambda files, _: files.chmod("f", 0o644)),
     "list": (FILES, lambda files, _: files.list("d")),
     "watch": (FILES, lambda files, _: _watch(files)),
-    "pack": (FILE, lambda files, target: download(files, "d", target)),
+    "pack": (FILES, lambda files, target: download(files, "d", target)),
     "python": (CELL, lambda files, _: _run(files, "python")),
     "bash": (STATUS, lambda files, _: _run(files, "bash")),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -18,8 +18,8 @@ async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts, drop: Callabl
     """Run a blocking function in a worker thread.
 
     Also a caller that was cancelled waits for the thread, however often and by whomever it is cancelled: no
-    descriptor is closed while a thread uses it. What the function has made for such a caller goes to `drop`. Raises
-    `HostResources` when the host has no thread for it.
+    descriptor is closed while a thread uses it. What the function has made for such a caller goes to `drop`, in a
+    thread as well. Raises `HostResources` when the host has no thread for it.
     """
     # No task: a loop that ends cancels all of them, and the thread would go on.
     with telling_shortage():
@@ -29,12 +29,13 @@ async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts, drop: Callabl
     except asyncio.CancelledError as error:
         cancelled = await _outlast(future, error)
         if future.exception() is None and drop is not None:
-            drop(future.result())
+            dropping = asyncio.get_running_loop().run_in_executor(None, drop, future.result())  # a thread is free now
+            cancelled = await _outlast(dropping, cancelled)
         raise cancelled from None
     return future.result()
 
 
-async def _outlast(future: asyncio.Future[T], cancelled: asyncio.CancelledError) -> asyncio.CancelledError:
+async def _outlast(future: asyncio.Future[Any], cancelled: asyncio.CancelledError) -> asyncio.CancelledError:
     """Wait for the thread; return the last cancellation, which decides what becomes of the caller."""
     with anyio.CancelScope(shield=True):
         while not future.done():

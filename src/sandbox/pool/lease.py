@@ -36,10 +36,11 @@ class Lease(Handle):
 
     def __del__(self) -> None:
         """Runs in any thread, at any time, and in children that were forked: the slot's own loop ends it."""
-        if self._slot.is_over or self._process != os.getpid():
+        slot = getattr(self, "_slot", None)  # None in one that was never made whole
+        if slot is None or slot.is_over or self._process != os.getpid():
             return
         with suppress(RuntimeError):  # the loop is closed, and with it went the pool
-            self._home.loop.call_soon_threadsafe(self._slot.drop)
+            self._home.loop.call_soon_threadsafe(slot.drop)
         said = f"the lease {self.token} was dropped without `release`: its VM is destroyed"
         warnings.warn(said, ResourceWarning, stacklevel=1, source=self)
 
