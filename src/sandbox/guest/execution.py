@@ -59,7 +59,7 @@ class Status(StrEnum):
     """No such execution was ever sent to the guest: starting it is safe."""
     RUNNING = "running"
     FINISHED = "finished"
-    """`wait` returns the result, or raises why the VM was lost; nothing of it runs any more."""
+    """`wait` returns the result, or raises why the VM was lost. Only children that it left behind may still run."""
 
 
 class Execution(Handle):
