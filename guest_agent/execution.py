@@ -98,6 +98,9 @@ class Execution:
         if (limits.get("memory_bytes") or _OWN_BYTES) < _OWN_BYTES:
             return False
         self.agent.spare = None
+        if self.pid is not None and not self._body.is_alive():
+            self._give_up()
+            return False
         self._register(ident, request)
         try:
             self._account, self._acting = _find(request)

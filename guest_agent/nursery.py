@@ -184,6 +184,12 @@ class Body:
         for fd in (self._child_orders, self._child_ready):
             os.close(fd)
 
+    def is_alive(self):
+        """Return whether the child still holds its end of the pipe that it gets its request by."""
+        poll = select.poll()
+        poll.register(self._orders, select.POLLOUT)
+        return not any(events & select.POLLERR for _, events in poll.poll(0))
+
     def give(self, request, is_alone):
         """Hand the request over. If the child was alone since it was made, what it found out then still holds."""
         if not is_alone:  # root in the guest may have stopped it
