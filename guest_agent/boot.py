@@ -24,6 +24,8 @@ _HARDENED = (
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_fifos", "1"),
     ("fs/protected_regular", "2"),
+    # A child of the zygote that has become a user's is as open to that user as any program: it holds nothing else.
+    ("fs/suid_dumpable", "1"),
     ("kernel/kptr_restrict", "2"),
     ("kernel/sysrq", "0"),
 )
@@ -45,7 +47,8 @@ def mount_everything():
     cgroup.prepare()
     cgroup.restock()
     os.makedirs("/run/lock", mode=0o1777, exist_ok=True)
-    os.mkdir(script.ASIDE, mode=0o755)
+    os.mkdir(script.ASIDE)
+    os.chmod(script.ASIDE, 0o1777)  # each user makes directories of its own there
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/{target}", f"/dev/{name}")

@@ -2,7 +2,6 @@
 
 import _signal  # what `signal` wraps in enumerations, at twenty times the cost
 import contextlib
-import ctypes
 import fcntl
 import marshal
 import os
@@ -17,13 +16,12 @@ import limits
 import memory
 import orders
 import program
+import script
 import watch
 from hidden import hidden
 
 _CONTROL = 3  # and 4: the control streams of a server
 _FREE = 5  # the first descriptor behind them
-_PROCESS_DUMPABLE = 4
-_libc = ctypes.CDLL(None, use_errno=True)
 _SERVERS = {"interpreter": interpreter.serve, "files": files.serve, "watch": watch.serve}
 
 
@@ -45,6 +43,7 @@ class Request:
         self.account = account
         self.groups = groups
         self.is_current = is_current
+        self.script = None
         self._ready = ready
         self._stamps = [time.monotonic()] if fields.get("trace") else None
 
@@ -53,10 +52,14 @@ class Request:
             self._stamps.append(time.monotonic())
 
     def begin(self):
-        """The program begins now: tell what is traced, and leave it no descriptor of ours."""
+        """The program begins now: tell what is traced, and where its script is; leave it no descriptor of ours."""
         self.stamp()
-        if self._stamps is not None:
-            os.write(self._ready, orders.STAMPS.pack(*self._stamps))
+        said = b"" if self._stamps is None else orders.STAMPS.pack(*self._stamps)
+        if self.script is not None:
+            path, aside = (text.encode("utf-8", "surrogateescape") for text in (self.script.path, self.script.aside))
+            said += orders.PLACED.pack(self.script.is_made, len(path)) + path + aside
+        if said:
+            os.write(self._ready, said)
         os.close(self._ready)
 
 
@@ -82,6 +85,7 @@ def wait_for_request(order, descriptors):
         os.setgid(account.pw_gid)
     except (LookupError, OSError):  # root has removed something: the request that needs it is told
         account = None
+    program.make_main()
     try:
         if orders.OWN_PAGES in order:
             memory.own()
@@ -110,7 +114,7 @@ def be(request):
     try:
         serve = _dress(request)
         if serve is None:
-            program.run(request.fields, request.begin)
+            program.run(request.script.path, request.fields, request.begin)
         status = serve()
     except OSError as error:
         complain(f"{error.filename or ''}: {error.strerror}".lstrip(": "))
@@ -139,17 +143,19 @@ def _dress(request):
         os.environ.update(fields["env"])
         if "TZ" in fields["env"]:
             time.tzset()
-    if fields.get("limits"):
-        limits.narrow(fields["limits"])
+    directory = os.path.join(accounts.WORKSPACE, fields["cwd"]) if fields.get("cwd") else accounts.WORKSPACE
     if not is_prepared:
         os.setgroups(groups)
         os.setgid(account.pw_gid)
     if fields["op"] == "python":
-        program.show_command(["python3", "-u", fields["path"], *fields["argv"]])
+        program.show_command(["python3", "-u", f"{directory}/{fields['name']}", *fields["argv"]])
     os.setuid(account.pw_uid)
-    _libc.prctl(_PROCESS_DUMPABLE, 1, 0, 0, 0)  # as of any program that was executed: its memory is its own
     if fields.get("cwd") or not is_prepared:
-        os.chdir(os.path.join(accounts.WORKSPACE, fields.get("cwd") or ""))
+        os.chdir(directory)
+    if "data" in fields:
+        request.script = script.place(directory, fields["name"], fields["data"])
+    if fields.get("limits"):  # only now: the script is a file, too
+        limits.narrow(fields["limits"])
     request.stamp()
     return _call(request, account)
 
@@ -163,6 +169,8 @@ def _call(request, account):
     request.begin()
     if operation == "argv":
         argv = request.fields["argv"]
+        if request.script is not None:
+            argv = [word if word is not None else request.script.path for word in argv]
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
             _signal.signal(number, _signal.SIG_DFL)
         try:

@@ -18,7 +18,6 @@ from wire import Kind
 _FRESH = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "HOME", "GCONV_PATH", "LOCPATH", "NLSPATH")
 """Variables that begin so are read when an interpreter starts: the warm one would not see them."""
 _WARM, _SERVERS = ("python", "interpreter"), ("files", "watch")
-_INLINE_CHARACTERS = 8192
 _CONTEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter_main.py")
 # A child of the zygote may hold copies of its pages: one that was made ahead serves nobody who may hold less.
 _OWN_BYTES = 32 * 1024 * 1024
@@ -56,6 +55,7 @@ class Execution:
         self._streams = None
         self._body = None
         self._script = None
+        self._code = b""
         self._account = self._acting = None
         self._is_over = False
         self._request = {}
@@ -98,7 +98,7 @@ class Execution:
         if (limits.get("memory_bytes") or _OWN_BYTES) < _OWN_BYTES:
             return False
         self.agent.spare = None
-        if self.pid is not None and not self._body.is_alive():
+        if self.pid is not None and not is_alone and not self._body.is_alive():
             self._give_up()
             return False
         self._register(ident, request)
@@ -181,48 +181,47 @@ class Execution:
             self._refuse_for(OSError(number, os.strerror(number)))
 
     def _give(self, is_alone):
-        """Place the script, if there is one, and hand the request to the child."""
-        fields = {name: value for name, value in self._request.items() if name not in ("code", "name")}
-        if "code" in self._request:
-            self._place()
-            fields["path"] = self._script.path
-            if len(self._request["code"]) < _INLINE_CHARACTERS:  # else the child reads the file
-                fields["data"] = self._request["code"].encode("utf-8", "surrogateescape")
-        if (command := self._command()) is not None:
+        """Hand the request to the child, which places its script itself, if it has one."""
+        fields = dict(self._request)
+        if "code" in fields:
+            fields["data"] = self._code = fields.pop("code").encode("utf-8", "surrogateescape")
+            fields["name"] = os.path.basename(fields["name"]) or "script"
+        if (command := self._command(None)) is not None:
             fields["op"], fields["argv"] = "argv", command
         self._body.give(fields, is_alone)
         if self._stamps is not None:
             self._stamps["handed"] = time.monotonic()
 
     def _place(self):
-        data = self._request["code"].encode("utf-8", "surrogateescape")
-        directory = os.path.join(accounts.WORKSPACE, self._request.get("cwd") or "")
-        name = os.path.basename(self._request["name"]) or "script"
-        self._script = script.place(self._account, self._acting, directory, name, data)
+        self._code = self._request["code"].encode("utf-8", "surrogateescape")
+        directory = os.path.join(accounts.WORKSPACE, self._request.get("cwd") or "").rstrip("/")
+        with self._acting:
+            return script.place(directory, os.path.basename(self._request["name"]) or "script", self._code)
 
-    def _command(self):
-        """Return what is to be executed; None for what a fork of the warm interpreter does."""
+    def _command(self, path):
+        """Return what is to be executed, with a script's path; None for what a fork of the warm interpreter does."""
         request = self._request
         operation, argv = request["op"], request.get("argv") or []
         if operation == "argv":
             return argv
         if operation == "script":
-            return [*request["interpreter"], self._script.path, *argv]
+            return [*request["interpreter"], path, *argv]
         if _needs_fresh(request):
-            return ["python3", "-u", _CONTEXT if operation == "interpreter" else self._script.path, *argv]
+            return ["python3", "-u", _CONTEXT if operation == "interpreter" else path, *argv]
         return None
 
     def _spawn(self):
         """Start a command ourselves."""
         request = self._request
         if "code" in request:
-            self._place()
+            self._script = self._place()
+        command = self._command(self._script and self._script.path)
         streams = self._make_streams()
         self.group = cgroup.Group()
         try:
             self.group.create()
             self.group.limit(request.get("limits") or {})
-            self.pid = spawn.spawn(self._command(), request, streams, self.group, self._account, self._acting)
+            self.pid = spawn.spawn(command, request, streams, self.group, self._account, self._acting)
         except OSError:
             streams.close()
             raise
@@ -349,8 +348,10 @@ class Execution:
                 self.group.signal(9)
             except OSError:  # root in the guest has removed or hidden it
                 pass
-        if self._stamps is not None and self._body is not None:
-            self._stamps.update(self._body.stamps())
+        if self._body is not None:
+            stamps, self._script = self._body.told(is_traced=self._stamps is not None)
+            if self._stamps is not None:
+                self._stamps.update(stamps)
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         end = _begin_of_end(code, os.WTERMSIG(status) if code is None else None)
         if self._cpu_us is not None:
@@ -418,7 +419,7 @@ class Execution:
         if self.group is not None and not self.group.remove():
             return False
         if self._script is not None:
-            self._script.remove(self._acting)
+            self._script.remove(self._acting, self._code)
         return True
 
 

@@ -15,6 +15,7 @@ import orders
 from cgroup import Group
 from orders import SPENT, STAMPED, STAMPS
 from poller import READ, WRITE
+from script import Script
 
 _PYTHON = "/usr/bin/python3"
 _MAIN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_main.py")
@@ -199,9 +200,6 @@ class Body:
         data = (orders.AS_PREPARED if is_alone else orders.LOOK_AGAIN) + marshal.dumps(request)
         self._unsent = orders.LENGTH.pack(orders.LENGTH.size + len(data)) + data
         self._send_on(WRITE)
-        if not request.get("trace"):
-            os.close(self._ready)
-            self._ready = None
 
     def _send_on(self, events):
         is_watched = events is not WRITE
@@ -219,12 +217,21 @@ class Body:
         os.close(self._orders)
         self._orders = None
 
-    def stamps(self):
-        """Return when a child whose request is traced did what."""
-        if self._ready is None:
-            return {}
-        told = self._told(SPENT.size + STAMPS.size)[-STAMPS.size :]  # the first may have come late
-        return dict(zip(STAMPED, STAMPS.unpack(told), strict=True)) if len(told) == STAMPS.size else {}
+    def told(self, *, is_traced):
+        """Return when a child that is traced did what, and the script that it has placed, if it has one."""
+        said = self._told(orders.REQUEST_BYTES)
+        if not self._spent_us:  # then that came late
+            said = said[SPENT.size :]
+        stamps, placed = {}, None
+        if is_traced and len(said) >= STAMPS.size:
+            stamps = dict(zip(STAMPED, STAMPS.unpack_from(said), strict=True))
+            said = said[STAMPS.size :]
+        if len(said) >= orders.PLACED.size:
+            is_made, length = orders.PLACED.unpack_from(said)
+            paths = said[orders.PLACED.size :]
+            path, aside = (part.decode("utf-8", "surrogateescape") for part in (paths[:length], paths[length:]))
+            placed = Script(path, is_made, aside)
+        return stamps, placed
 
     def _told(self, size):
         try:

@@ -20,6 +20,8 @@ SPENT = struct.Struct("d")
 STAMPED = ("read", "dropped", "begun")
 STAMPS = struct.Struct("3d")
 """From a child that is traced: when it had its request, its user, its program."""
+PLACED = struct.Struct("?H")
+"""From a child whose script is a file: whether it made it, and its path's length; then path and own directory."""
 PACKET_BYTES = 16
 _MOST_DESCRIPTORS = 8
 _INT = struct.Struct("i")

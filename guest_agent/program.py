@@ -36,6 +36,7 @@ _own = frozenset()
 """The modules that the zygote has loaded; those that a program adds are taken down at its end."""
 _names_of_sys, _of_sys = frozenset(), 0
 _TRUE = (True).__bool__
+_main = None  # the program's module, until it is taken down
 _kept = []  # what every interpreter has, at the end: to take it apart is long work that no program notices
 _command = memoryview(b"")  # the command line that the kernel shows, and where it is
 _command_address = 0
@@ -108,21 +109,24 @@ def find_user_packages(account):
 
 
 @hidden
-def run(fields, begin):
+def run(path, fields, begin):
     """Run the script as `__main__` and end this process as an interpreter would. Never returns."""
-    main = vars(_new_main())
-    code = _load(fields, main)
+    main = vars(_main)
+    code = _load(path, fields, main)
     begin()
-    status = 1
+    status, is_small = 1, False
     if code is not None:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        before = gc.get_count()
         error = _execute(code, main)
+        after = gc.get_count()
+        is_small = after[0] <= before[0] and after[1:] == before[1:]
         status = 0 if error is None else _report(error)
-        for name in ("__file__", "__cached__"):
-            main.pop(name, None)
+        main.pop("__file__", None)
+        main.pop("__cached__", None)
         error = None
     code = main = fields = begin = None
-    end(status)
+    end(status, is_small=is_small)
 
 
 @hidden
@@ -134,28 +138,23 @@ def _execute(code, main):
         return error
 
 
-def _new_main():
-    """Make the module that a program's names are in, with what it has in every interpreter."""
-    main = _modules["__main__"] = types.ModuleType("__main__")
-    vars(main).update(__annotations__={}, __builtins__=builtins)
-    return main
+def make_main():
+    """Make ahead the module that a program's names are in, with what it has in every interpreter."""
+    global _main  # noqa: PLW0603 - each child has one
+    _main = _modules["__main__"] = types.ModuleType("__main__")
+    vars(_main).update(__loader__=SourceFileLoader("__main__", ""), __annotations__={}, __builtins__=builtins)
 
 
-def _load(fields, main):
+def _load(path, fields, main):
     """Return the script's code; None if it is none, which has been said then."""
-    path = fields["path"]
     sys.argv[:] = [path, *fields["argv"]]
     sys.orig_argv[:] = ["python3", "-u", *sys.argv]
     directory = path.rpartition("/")[0]
     sys.path.insert(0, directory if directory == _WORKSPACE else os.path.realpath(directory))
-    main["__loader__"] = SourceFileLoader("__main__", path)
-    main["__file__"], main["__cached__"] = path, None
-    data = fields.get("data")
-    if data is None:
-        with open(path, "rb") as file:
-            data = file.read()
+    main["__loader__"].path = main["__file__"] = path
+    main["__cached__"] = None
     try:
-        return compile(data, path, "exec", dont_inherit=True)
+        return compile(fields["data"], path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         pass
     del main["__file__"], main["__cached__"]
@@ -217,8 +216,8 @@ def _write_error(text):
 
 
 @hidden
-def end(status):
-    """End the process as `Py_FinalizeEx` and `exit` do."""
+def end(status, *, is_small=False):
+    """End the process as `Py_FinalizeEx` and `exit` do. A program `is_small` if it has made nothing that lasts."""
     if (threading := _modules.get("threading")) is not None:
         threading._shutdown()
     if "atexit" in _modules:
@@ -226,7 +225,7 @@ def end(status):
     # Threads that go on are stopped, and streams that do not take their last text are told, by CPython alone.
     if _thread._count() or not _flush():
         _finish(status)
-    _take_down()
+    _take_down(is_small)
     if not _flush():
         status = status if status < 0 else _FLUSH_FAILED
     if status < 0:
@@ -258,9 +257,11 @@ def _flush():
 
 
 @hidden
-def _take_down():
+def _take_down(is_small):
     """Let go of all that the program has made, in the order in which CPython does: finalizers run, files are closed."""
-    gc.collect()
+    global _main  # noqa: PLW0603 - each child has one
+    if not is_small:
+        gc.collect()
     sys.is_finalizing = _TRUE
     names = vars(sys)
     for name in _OF_SYS_TO_CLEAR:
@@ -277,7 +278,9 @@ def _take_down():
         _modules[name] = None
     _kept.append(_modules["io"])
     _modules["io"] = None  # so no line of a source is shown any more
-    gc.collect()
+    _main = None
+    if not is_small:
+        gc.collect()
     for reference in reversed(left):
         if (module := reference()) is not None:
             _clear(module)

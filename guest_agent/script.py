@@ -15,57 +15,54 @@ _MOST_NAMES = 1000
 
 
 class Script:
-    """One script's file. It stays as long as anything of its program runs, and then goes, unless it was replaced."""
+    """One script's file. It stays as long as anything of its program runs, and then goes, unless it was changed."""
 
-    def __init__(self, account, path, status, aside=None):
+    def __init__(self, path, is_made, aside=""):
         self.path = path
-        self._account = account
-        self._identity = status and (status.st_dev, status.st_ino)
-        self._aside = aside
+        self.is_made = is_made
+        """False if its user has put it there before."""
+        self.aside = aside
+        """The directory that was made for it, if it has one of its own."""
 
-    def remove(self, acting):
-        """Remove what was made for it; `acting` gives the rights of its user."""
+    def remove(self, acting, data):
+        """Remove what was made for it, of this content; `acting` gives the rights of its user."""
         try:
-            if self._identity is not None:
-                with acting:
-                    found = os.lstat(self.path)
-                    if (found.st_dev, found.st_ino) == self._identity:
-                        os.unlink(self.path)
-            if self._aside is not None:
-                os.rmdir(self._aside)
+            with acting:
+                if self.is_made and _has(self.path, data):
+                    os.unlink(self.path)
+                if self.aside:
+                    os.rmdir(self.aside)
         except OSError:  # the program has removed it, or put something else there
             pass
 
 
-def place(account, acting, directory, name, data):
-    """Write a script for a user and return its `Script`. Raises `OSError` with the file's name."""
+def place(directory, name, data):
+    """Write a script, with the rights of its user; return its `Script`. Raises `OSError` with the file's name."""
     try:
-        with acting:
-            return _write(account, directory, name, data)
+        return _write(directory, name, data)
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
-    aside = _make_aside(account)
-    with acting:
-        return _write(account, aside, name, data, aside)
+    aside = _make_aside()
+    return _write(aside, name, data, aside)
 
 
-def _write(account, directory, name, data, aside=None):
-    stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
-    path = os.path.join(directory, name)
+def _write(directory, name, data, aside=""):
+    path = f"{directory}/{name}"
     for number in range(1, _MOST_NAMES):
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            if number == 1 and _is_same(path, data):
-                return Script(account, path, None, aside)
-            path = os.path.join(directory, f"{stem}-{number}{dot}{suffix}")
+            if number == 1 and _has(path, data):
+                return Script(path, False, aside)
+            stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
+            path = f"{directory}/{stem}-{number}{dot}{suffix}"
             continue
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            return Script(account, path, os.fstat(fd), aside)
+            written = os.write(fd, data)
+            while written < len(data):
+                written += os.write(fd, data[written:])
+            return Script(path, True, aside)
         except OSError as error:
             os.unlink(path)
             raise OSError(error.errno, error.strerror, path) from None
@@ -74,10 +71,10 @@ def _write(account, directory, name, data, aside=None):
     raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
-def _is_same(path, data):
-    """Return whether a file of this content is there already: the user has put it there, and it stays."""
+def _has(path, data):
+    """Return whether there is a file of this content."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -94,13 +91,12 @@ def _is_same(path, data):
         os.close(fd)
 
 
-def _make_aside(account):
+def _make_aside():
     for number in range(_MOST_NAMES):
-        path = f"{ASIDE}/{number}"
+        path = f"{ASIDE}/{os.getpid()}-{number}"
         try:
             os.mkdir(path, mode=0o700)
         except FileExistsError:
             continue
-        os.chown(path, account.pw_uid, account.pw_gid)
         return path
     raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), ASIDE)
