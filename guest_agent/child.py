@@ -83,6 +83,7 @@ def wait_for_request(order, descriptors):
         os.chdir(accounts.WORKSPACE)
         os.setgroups(groups)
         os.setgid(account.pw_gid)
+        program.find_user_packages(account)
     except (LookupError, OSError):  # root has removed something: the request that needs it is told
         account = None
     program.make_main()
@@ -164,7 +165,8 @@ def _call(request, account):
     operation = request.fields["op"]
     _take_signals(waits=operation == "interpreter")
     if operation == "python":
-        program.find_user_packages(account)
+        if account is not request.account or not request.is_current:  # else it was done ahead, and still holds
+            program.find_user_packages(account)
         return None
     request.begin()
     if operation == "argv":

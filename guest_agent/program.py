@@ -41,7 +41,8 @@ _kept = []  # what every interpreter has, at the end: to take it apart is long w
 _command = memoryview(b"")  # the command line that the kernel shows, and where it is
 _command_address = 0
 _COMMAND_BYTES = 32 * 1024
-_SHOWN_FIRST = b"python3\0-u\0" + os.path.join(_HOME, "zygote_main.py").encode() + b"\0"
+_SHOWN_FIRST = "sandbox-agent/zygote"
+_shown_bytes = 0
 _shown = []  # what the kernel shows as command line and environment of this process
 
 
@@ -52,8 +53,7 @@ def prepare():
     _show(_ENV_START, _ENV_END, b"".join(os.fsencode(f"{name}={value}\0") for name, value in os.environ.items()))
     _command_address = _show(_ARG_START, _ARG_END, bytes(_COMMAND_BYTES + 1))
     _command = memoryview(_shown[-1]).cast("B")
-    _libc.prctl(_PR_SET_MM, _ARG_END, _command_address + len(_SHOWN_FIRST), 0, 0)
-    _command[: len(_SHOWN_FIRST)] = _SHOWN_FIRST
+    show_command(["python3", "-u", _SHOWN_FIRST])
 
 
 def hide():
@@ -62,7 +62,8 @@ def hide():
     sys.path[:] = [entry for entry in sys.path if entry != _HOME]
     sys.path_importer_cache.pop(_HOME, None)
     for name, module in list(_modules.items()):
-        if name != "__main__" and (getattr(module, "__file__", None) or "").startswith(_HOME + os.sep):
+        is_ours = (getattr(module, "__file__", None) or "").startswith(_HOME + os.sep)
+        if name != "__main__" and (is_ours or name in ("ctypes", "ctypes._endian", "_ctypes")):
             del _modules[name]
     _own = frozenset(_modules)
     _names_of_sys = frozenset(vars(sys)) | {"last_type", "last_value", "last_traceback"}
@@ -71,9 +72,12 @@ def hide():
 
 def show_command(argv):
     """Have the kernel show this process as if it had been started by this command. Needs root."""
+    global _shown_bytes  # noqa: PLW0603 - each process has one command line
     text = "\0".join(argv).encode("utf-8", "surrogateescape")[:_COMMAND_BYTES] + b"\0"
     _command[: len(text)] = text
-    _libc.prctl(_PR_SET_MM, _ARG_END, _command_address + len(text), 0, 0)
+    if len(text) != _shown_bytes:  # of a script without a name, as long as what is shown before
+        _libc.prctl(_PR_SET_MM, _ARG_END, _command_address + len(text), 0, 0)
+        _shown_bytes = len(text)
 
 
 def _show(start, end, text):
@@ -231,9 +235,8 @@ def end(status, *, is_small=False):
     if status < 0:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    if len(_modules) > len(_own):  # a library may have something to do in C
+    if len(_modules) > len(_own):  # a library, be it by ctypes, may have something to do in C
         _libc.exit(status)
-    _libc.fflush(None)
     os._exit(status)
 
 
