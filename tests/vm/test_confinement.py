@@ -12,9 +12,12 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig
 from sandbox.hypervisor.confinement import DENIALS, DEVICES, Confinement, unexpected
 from sandbox.hypervisor.domain_xml import domain_xml
 from sandbox.hypervisor.stream import Listener
+from sandbox.image.store import ImageStore
 from sandbox.template.template import Template
 from sandbox.vm import VM
 
@@ -74,6 +77,30 @@ async def test_nothing_is_open_for_writing_but_its_log_and_pid_file(template: Te
     opened, mapped = await anyio.to_thread.run_sync(_opened_and_mapped, vm.pid)
     assert {str(template.spec.root), str(template.spec.memory_file)} <= opened
     assert {mode[3] for mode, name in mapped if name == str(template.spec.memory_file)} == {"p"}
+
+
+async def test_the_kernel_may_not_merge_a_guests_memory(template: Template) -> None:
+    """A clone's private mapping and a booted machine's anonymous memory are both kept out of page merging."""
+    image = await anyio.to_thread.run_sync(ImageStore(HostConfig().paths.images).find, "default")
+    for source in (template, ColdBoot(template.host, image)):
+        async with source.lease() as vm:
+            seen = await anyio.to_thread.run_sync(Confinement.of, vm.pid)
+            assert seen.is_mergeable is False
+            assert [fault for fault in seen.faults() if "merge" in fault] == []
+
+
+def test_memory_that_may_be_merged_is_seen() -> None:
+    """The control: a QEMU as it comes offers its guest's memory, and that is named."""
+    command = ["qemu-system-x86_64", "-nodefaults", "-S", "-display", "none", "-m", "64", "-qmp", "stdio"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith(b'{"QMP"'), "its machine is made by then"
+            seen = Confinement.of(process.pid)
+        finally:
+            process.kill()
+    assert seen.is_mergeable
+    assert any("merge" in fault for fault in seen.faults())
 
 
 def test_a_file_that_is_open_for_writing_is_seen(tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     if host.facts.user is None:
         found += "; that user is you: what takes QEMU over has your rights, less what the filter denies"
     if seen.writable_files is None:
-        found += "; which files it may write could not be looked at: for that, this process needs CAP_SYS_PTRACE"
+        found += (
+            "; which files it may write, and whether its memory may be merged with others', could not be looked at: "
+            "for that, this process needs CAP_SYS_PTRACE"
+        )
     yield Check(
         "confinement", "warn" if faults else "ok", "; ".join([found, *faults]), "sandbox setup" if faults else ""
     )

@@ -18,6 +18,9 @@ def hypervisor(config: HostConfig) -> Iterator[Check]:
     host = Hypervisor.connect_blocking(config)
     yield Check("qemu", "ok", f"{host.facts.qemu_version}, machine {host.facts.machine_type}")
     yield Check("libvirt", "ok", f"{host.connection.version()} at {config.uri}")
+    if not config.uri.startswith("qemu:///embed"):
+        found = "VMs ask the daemon for no security label: its AppArmor or SELinux profiles do not confine their QEMU"
+        yield Check("labels", "warn", found, "use the default connection as a user who owns nothing else")
     if host.platform.accelerator == "kvm":
         yield Check("accelerator", "ok", f"KVM: {host.facts.kvm_verdict}")
     else:
