@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,11 +17,13 @@ from sandbox.cold_boot import ColdBoot
 from sandbox.config import HostConfig
 from sandbox.hypervisor.confinement import DENIALS, DEVICES, Confinement, unexpected
 from sandbox.hypervisor.domain_xml import domain_xml
+from sandbox.hypervisor.facts import LOG_KIB
 from sandbox.hypervisor.stream import Listener
 from sandbox.image.store import ImageStore
 from sandbox.template.template import Template
 from sandbox.vm import VM
 
+PROGRAMS = Path(__file__).parents[1] / "programs"
 PAGE = Path(__file__).parents[2] / "docs" / "confinement.md"
 EXTRA = {
     "virtio-net-pci": "<interface type='user'><model type='virtio'/></interface>",
@@ -145,3 +148,34 @@ async def test_another_device_is_noticed(template: Template, kind: str) -> None:
                 host.starter.end(name, None)
 
     assert kind in await host.call(look)
+
+
+MISUSES = 20_000
+"""Of a device, in each of which QEMU prints a line of 77 bytes."""
+
+
+async def _misuse(vm: VM, log_file: Path) -> int:
+    """Return the size of QEMU's log after a guest has had it complain; the guest must outlive that."""
+    await vm.write_file("/tmp/misuse.py", (PROGRAMS / "misuse_device.py").read_bytes(), user="root")
+    result = await vm.exec(["python3", "/tmp/misuse.py", str(MISUSES)], user="root", timeout=60)
+    assert result.check().text == "begins\nends\n"
+    return (await anyio.Path(log_file).stat()).st_size
+
+
+async def test_what_qemu_says_of_a_misused_device_is_cut(template: Template, caplog: pytest.LogCaptureFixture) -> None:
+    """Root in a guest cannot fill the host's disk by way of QEMU's messages, and a guest that tries is named."""
+    async with template.lease() as vm:
+        size = await _misuse(vm, template.host.starter._log_file(vm.name))
+    assert 1024 < size <= LOG_KIB << 10
+    with anyio.fail_after(5):  # libvirt tells of the end in a thread of its own
+        while not [record for record in caplog.records if "vm_filled_its_log" in record.getMessage()]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    assert any(vm.name in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.usefixtures("template")
+def test_without_the_cut_the_log_grows() -> None:
+    """The control: the same guest under a QEMU without the limit writes more than a megabyte."""
+    command = [sys.executable, str(PROGRAMS / "host_without_log_bound.py"), str(MISUSES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) > 1 << 20

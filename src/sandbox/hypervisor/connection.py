@@ -12,6 +12,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sandbox.errors import HypervisorError
 from sandbox.hypervisor.libvirt_log import libvirt  # isort: skip - it must come before any other import of libvirt
 import libvirt_qemu
 
+from sandbox.hypervisor.facts import LOG_KIB
 from sandbox.hypervisor.process import become_subreaper
 from sandbox.log import log
 from sandbox.paths import make_directory
@@ -194,8 +196,13 @@ class Connection:
             self._forget(domain.name())
 
     def _forget(self, name: str) -> None:
-        if (log_file := self._log_files.pop(name, None)) is not None:
-            log_file.unlink(missing_ok=True)
+        log_file = self._log_files.pop(name, None)
+        if log_file is None:
+            return
+        with suppress(OSError):  # a daemon's log is not ours to look at
+            if log_file.stat().st_size >= LOG_KIB << 10:
+                log.warning("vm_filled_its_log", vm=name, kib=LOG_KIB, reason="its guest misused a device, most likely")
+            log_file.unlink()
 
 
 def _qmp(domain: Any, command: str, **arguments: Any) -> Any:

@@ -6,10 +6,12 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,17 +24,29 @@ from sandbox.paths import make_directory
 _LOOK_SECONDS = 10.0
 _MOMENT_SECONDS = 600.0
 """For so long a verdict that may be a bad moment's is kept: to look again may take the whole time of a probe."""
-_TCG_LAUNCHER = """\
+LOG_KIB, _FILE_KIB = 128, 16 * 1024
+"""How large a file of a clone's QEMU may get: its log is all that it writes. One that boots may write a saved state."""
+_LAUNCHER = """\
 #!/bin/sh
-# Start QEMU as libvirt asks, but let its capability probe not see a KVM device that cannot be used.
+# Start QEMU as libvirt asks, with a bound on its log: a guest can have QEMU complain without end.
+size={file_kib}
 for argument do
     shift
     case $argument in
-    *,accel=kvm:tcg) argument=${{argument%kvm:tcg}}tcg ;;
+    -incoming) size={log_kib} ;;{cases}
     esac
     set -- "$@" "$argument"
 done
+trap '' XFSZ  # what does not fit any more is lost, and nothing else happens
+ulimit -f $((2 * size)) 2>/dev/null  # in units of 512 bytes; a lower limit that we run under holds
 exec {emulator} "$@"
+"""
+_WITHOUT_KVM = """
+    *,accel=kvm:tcg) argument=${argument%kvm:tcg}tcg ;;"""
+"""libvirt's capability probe must not see a KVM device that cannot be used.
+
+libvirt probes QEMU with rights that the domain will not have. Where /dev/kvm exists but is closed to the domain's user,
+its verdict contradicts itself and the probe (seconds) is repeated at every start.
 """
 
 
@@ -134,15 +148,21 @@ def _read(cached: Path) -> HostFacts | None:
         return None
 
 
-def tcg_launcher(facts: HostFacts, directory: Path) -> str:
-    """Return an emulator path whose capability probe cannot see KVM.
+def launcher(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> str:
+    """Return the path of a script that starts QEMU: with a bound on what it writes, under TCG without a view of KVM.
 
-    libvirt probes QEMU with rights that the domain will not have. Where /dev/kvm exists but is closed to the
-    domain's user, its verdict contradicts itself and the probe (seconds) is repeated at every start.
+    What QEMU prints beyond the bound is lost. Unlike a limit that is set from outside, it needs no privilege and holds
+    from the first instruction.
     """
-    path = directory / f"qemu-tcg-{facts.emulator_id}"
+    text = _LAUNCHER.format(
+        emulator=shlex.quote(facts.emulator),
+        cases=_WITHOUT_KVM if accelerator == "tcg" else "",
+        log_kib=LOG_KIB,
+        file_kib=_FILE_KIB,
+    ).encode()
+    path = directory / f"qemu-{accelerator}-{facts.emulator_id}-{zlib.crc32(text):08x}"
     if not path.exists():
-        _write_atomically(path, _TCG_LAUNCHER.format(emulator=facts.emulator).encode(), mode=0o755)
+        _write_atomically(path, text, mode=0o755)
     return str(path)
 
 

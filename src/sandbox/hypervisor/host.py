@@ -19,7 +19,7 @@ from sandbox.hypervisor import threads
 from sandbox.hypervisor.admission import Admission
 from sandbox.hypervisor.connection import Connection, is_begun
 from sandbox.hypervisor.console import Console
-from sandbox.hypervisor.facts import HostFacts, load_facts, tcg_launcher
+from sandbox.hypervisor.facts import HostFacts, launcher, load_facts
 from sandbox.hypervisor.groups import Groups, reap_left_over
 from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
@@ -55,14 +55,15 @@ class Hypervisor:
         self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
         self.facts: HostFacts = load_facts(directory)
         accelerator = self.facts.accelerator(config.accelerator)
-        self.platform = _platform(self.facts, accelerator, directory)
+        self._is_embedded = config.uri.startswith("qemu:///embed")
+        self.platform = _platform(self.facts, accelerator, directory, is_embedded=self._is_embedded)
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self._process = os.getpid()
         self.rundir = RunDirectory.create(config.paths.runtime)
         try:
             reap(config.paths.runtime)
-            wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
+            wanted = config.cgroup if self._is_embedded else "off"
             groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
             reap_left_over(config.paths.runtime, groups.places.parents.values())
             cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
@@ -128,7 +129,7 @@ class Hypervisor:
         Blocks: for a few calls of `stat` when nothing has changed, for a second when QEMU was replaced.
         """
         self.facts = load_facts(self._directory)
-        self.platform = _platform(self.facts, self.platform.accelerator, self._directory)
+        self.platform = _platform(self.facts, self.platform.accelerator, self._directory, is_embedded=self._is_embedded)
         return self.platform
 
     def close(self) -> None:
@@ -182,11 +183,15 @@ class Hypervisor:
             self.starter.forget(name)
 
 
-def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> Platform:
-    """Return the host's side of machines; make the launcher that TCG needs."""
+def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path, *, is_embedded: bool = True) -> Platform:
+    """Return the host's side of machines; make the launcher of their QEMU.
+
+    A daemon bounds the logs of its QEMU itself, and may be allowed to start nothing else. Under TCG it must all the
+    same: see `launcher`.
+    """
     is_kvm = accelerator == "kvm"
     return Platform(
-        emulator=facts.emulator if is_kvm else tcg_launcher(facts, directory),
+        emulator=launcher(facts, accelerator, directory) if is_embedded or not is_kvm else facts.emulator,
         qemu_version=facts.qemu_version,
         machine_type=facts.machine_type,
         accelerator=accelerator,
