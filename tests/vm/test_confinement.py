@@ -150,6 +150,13 @@ async def test_another_device_is_noticed(template: Template, kind: str) -> None:
     assert kind in await host.call(look)
 
 
+async def test_the_kernel_kills_a_vm_before_the_process_that_serves_it(vm: VM) -> None:
+    """When the host's memory is at an end, the application survives its VMs."""
+    ours, theirs = (Path(f"/proc/{pid}/oom_score_adj") for pid in (os.getpid(), vm.pid))
+    scores = [int(await anyio.Path(path).read_text()) for path in (ours, theirs)]
+    assert scores[1] == min(1000, scores[0] + 200)
+
+
 MISUSES = 20_000
 """Of a device, in each of which QEMU prints a line of 77 bytes."""
 

@@ -26,9 +26,12 @@ _MOMENT_SECONDS = 600.0
 """For so long a verdict that may be a bad moment's is kept: to look again may take the whole time of a probe."""
 LOG_KIB, _FILE_KIB = 128, 16 * 1024
 """How large a file of a clone's QEMU may get: its log is all that it writes. One that boots may write a saved state."""
+_SOONER = 200
+"""By so much more than this process, in thousandths of the host's memory, QEMU weighs when the kernel lacks memory."""
 _LAUNCHER = """\
 #!/bin/sh
 # Start QEMU as libvirt asks, with a bound on its log: a guest can have QEMU complain without end.
+# And when the host's memory is at an end, a VM shall go before the application that started it.
 size={file_kib}
 for argument do
     shift
@@ -37,6 +40,8 @@ for argument do
     esac
     set -- "$@" "$argument"
 done
+score=/proc/self/oom_score_adj
+{{ read -r ours < $score && echo $((ours > 1000 - {sooner} ? 1000 : ours + {sooner})) > $score; }} 2>/dev/null
 trap '' XFSZ  # what does not fit any more is lost, and nothing else happens
 ulimit -f $((2 * size)) 2>/dev/null  # in units of 512 bytes; a lower limit that we run under holds
 exec {emulator} "$@"
@@ -151,13 +156,14 @@ def _read(cached: Path) -> HostFacts | None:
 def launcher(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> str:
     """Return the path of a script that starts QEMU: with a bound on what it writes, under TCG without a view of KVM.
 
-    What QEMU prints beyond the bound is lost. Unlike a limit that is set from outside, it needs no privilege and holds
-    from the first instruction.
+    What QEMU prints beyond the bound is lost. The script also has the kernel kill QEMU sooner than this process when
+    memory is at an end. Unlike what is set from outside, both need no privilege and hold from the first instruction.
     """
     text = _LAUNCHER.format(
         emulator=shlex.quote(facts.emulator),
         cases=_WITHOUT_KVM if accelerator == "tcg" else "",
         log_kib=LOG_KIB,
+        sooner=_SOONER,
         file_kib=_FILE_KIB,
     ).encode()
     path = directory / f"qemu-{accelerator}-{facts.emulator_id}-{zlib.crc32(text):08x}"
