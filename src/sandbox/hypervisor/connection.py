@@ -81,9 +81,18 @@ class Connection:
 
     @classmethod
     def open(cls, uri: str, root: Path, cache: Path, emulator: str, user: str | None) -> Connection:
-        """Open `uri`; for the embedded driver prepare its root directory and let it learn what QEMU can do."""
-        _start_event_loop()
+        """Open `uri`; for the embedded driver prepare its root directory and let it learn what QEMU can do.
+
+        After a failure it can be called again; the embedded driver then with the same `root`, see `embedded_root`.
+        """
+        global _embedded_root, _embedded_failure  # noqa: PLW0603 - a process has one embedded driver, so have we
         is_embedded = uri.startswith("qemu:///embed")
+        if is_embedded and _embedded_failure is not None:
+            raise HypervisorError(
+                f"libvirt's driver in this process failed to start before ({_embedded_failure}) and cannot be started "
+                "again in it; mend that, and start another process"
+            )
+        _start_event_loop()
         if is_embedded:
             for name in ("etc", "lib/qemu", "run/qemu", "log/qemu"):
                 make_directory(root / name)
@@ -92,17 +101,26 @@ class Connection:
                 config += f"max_files = {_MAX_FILES}\n"
             (root / "etc" / "qemu.conf").write_text(config)
             make_directory(cache)
+            (root / "cache").unlink(missing_ok=True)  # there, if this is another attempt
             (root / "cache").symlink_to(cache)  # the capability probe takes seconds: share its result
             uri = f"qemu:///embed?root={root}"
         try:
-            handle = libvirt.open(uri)
+            try:
+                handle = libvirt.open(uri)
+            except libvirt.libvirtError as error:
+                if is_embedded:
+                    _embedded_failure = str(error)
+                raise
+            if is_embedded:
+                _embedded_root = root
             # Before becoming subreaper: the probe's own processes must go to init, which reaps them.
             handle.getDomainCapabilities(emulator, "x86_64", "q35", None)
+            connection = cls(handle, uri, is_embedded=is_embedded)
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt cannot be used at {uri}: {error}; `sandbox doctor` tells more") from error
         if is_embedded:
             become_subreaper()
-        return cls(handle, uri, is_embedded=is_embedded)
+        return connection
 
     def close(self) -> None:
         try:
@@ -226,6 +244,15 @@ def _wait_migrated(domain: Any, doing: str) -> None:
         if time.monotonic() > deadline:
             raise HypervisorError(f"QEMU did not finish {doing} within {_MIGRATION_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
+
+
+_embedded_root: Path | None = None
+_embedded_failure: str | None = None
+
+
+def embedded_root() -> Path | None:
+    """Return the root directory of the embedded driver once it has started: this process can never have another."""
+    return _embedded_root
 
 
 _event_loop = threading.Lock()

@@ -7,6 +7,7 @@ import os
 import pwd
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -17,7 +18,7 @@ from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, HostResources, HypervisorError
 from sandbox.hypervisor import threads
 from sandbox.hypervisor.admission import Admission
-from sandbox.hypervisor.connection import Connection, is_begun
+from sandbox.hypervisor.connection import Connection, embedded_root, is_begun
 from sandbox.hypervisor.console import Console
 from sandbox.hypervisor.facts import HostFacts, launcher, load_facts
 from sandbox.hypervisor.groups import Groups, reap_left_over
@@ -60,22 +61,28 @@ class Hypervisor:
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self._process = os.getpid()
-        self.rundir = RunDirectory.create(config.paths.runtime)
+        self.rundir = _run_directory(config)
         try:
-            reap(config.paths.runtime)
-            wanted = config.cgroup if self._is_embedded else "off"
-            groups = Groups.open(self.rundir.path, wanted, config.cpu_limit)
-            reap_left_over(config.paths.runtime, groups.places.parents.values())
-            cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
-            root, emulator = self.rundir.path / "l", self.platform.emulator
-            self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
-            self.admission = Admission(config, self.rundir.path.name)
-            parts = (self.connection, self.rundir, groups, self.admission)
-            self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
+            with ExitStack() as stack:
+                self._open(config, stack)
+                stack.pop_all()
         except BaseException:
-            self.rundir.remove()
+            _keep_or_remove(self.rundir)
             raise
         self._numbers = count(1)
+
+    def _open(self, config: HostConfig, stack: ExitStack) -> None:
+        """Open all that can be closed again first, and libvirt, whose driver can be started once only, last."""
+        reap(config.paths.runtime)
+        groups = Groups.open(self.rundir.path, config.cgroup if self._is_embedded else "off", config.cpu_limit)
+        reap_left_over(config.paths.runtime, groups.places.parents.values())
+        self.admission = Admission(config, self.rundir.path.name)
+        stack.callback(self.admission.close)
+        cache = self._directory / f"libvirt-{self.facts.emulator_id}-{self.platform.accelerator}"
+        root, emulator = self.rundir.path / "l", self.platform.emulator
+        self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
+        parts = (self.connection, self.rundir, groups, self.admission)
+        self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
 
     def __repr__(self) -> str:
         return f"<Hypervisor {self.platform.accelerator} {self.rundir}>"
@@ -181,6 +188,36 @@ class Hypervisor:
         """Give back what the host keeps for a VM whose QEMU is dead: its control group, its promised memory."""
         if os.getpid() == self._process:
             self.starter.forget(name)
+
+
+_spare: RunDirectory | None = None
+"""The run directory in which libvirt's driver was started when something else failed: it can have no other."""
+
+
+def _run_directory(config: HostConfig) -> RunDirectory:
+    """Return a fresh run directory, or that in which libvirt runs already after an attempt that failed."""
+    global _spare  # noqa: PLW0603 - one for the process, as libvirt's driver is
+    spare, _spare = _spare, None
+    if spare is None:
+        return RunDirectory.create(config.paths.runtime)
+    if spare.path.parent != config.paths.runtime:
+        _spare = spare
+        raise ConfigError(
+            f"libvirt runs in {spare.path.parent} since this process first tried to open it, and cannot move to "
+            f"{config.paths.runtime}; use that directory again, or another process"
+        )
+    return spare
+
+
+def _keep_or_remove(rundir: RunDirectory) -> None:
+    """Remove a run directory after a failure, unless libvirt's driver runs in it: then keep it for the next attempt."""
+    global _spare  # noqa: PLW0603 - see above
+    root = embedded_root()
+    if root is not None and root.parent == rundir.path:
+        _spare = rundir
+        atexit.register(rundir.remove)
+    else:
+        rundir.remove()
 
 
 def _platform(facts: HostFacts, accelerator: AcceleratorKind, directory: Path, *, is_embedded: bool = True) -> Platform:

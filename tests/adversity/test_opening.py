@@ -1,0 +1,114 @@
+"""Opening the hypervisor fails: the cause is named, and the same process can try again. Each is a new process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.hypervisor.inventory import leaks
+
+pytestmark = pytest.mark.usefixtures("template")
+END = "\N{END OF TRANSMISSION}"
+PRELUDE = """
+import asyncio, os, sys
+from pathlib import Path
+from sandbox.config import HostConfig
+from sandbox.errors import SandboxError
+from sandbox.hypervisor.host import Hypervisor
+from sandbox.template.template import Template
+
+END = "\N{END OF TRANSMISSION}"
+
+def attempt(**settings):
+    try:
+        Hypervisor.connect_blocking(HostConfig(**settings))
+        print("opened", end=END)
+    except SandboxError as error:
+        print(error.code, error, end=END)
+
+async def use(**settings):
+    template = await Template.ensure(host_config=HostConfig(**settings))
+    async with template.lease() as vm:
+        print((await vm.run("print(6 * 7)")).text.strip(), end=END)
+"""
+EMULATOR = """#!/bin/sh
+case $1 in
+--version) echo "QEMU emulator version 10.0.2" ;;
+-machine) [ "$2" = help ] && echo "pc-q35-10.0 (alias of pc-q35-10.0)" ;;
+*) echo broken >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A runtime directory with a short path, for QEMU's user to pass through, in which nothing is left in the end."""
+    with tempfile.TemporaryDirectory(prefix="sbx-", dir="/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+        assert leaks(path) == []
+        assert [str(left) for left in path.rglob("*") if not left.is_relative_to(path / ".admission")] == []
+
+
+def _python(code: str, runtime: Path, *arguments: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code, *arguments],
+        env={**os.environ, "SANDBOX_RUNTIME_DIR": str(runtime), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(END)[:-1]
+
+
+def test_what_fails_before_libvirt_starts_can_be_mended_and_tried_again(runtime: Path) -> None:
+    """A file where the ledger should be is an error; with another place for it, the same process has its VMs."""
+    code = """
+(Path(sys.argv[1]) / "file").touch()
+attempt(admission_dir=Path(sys.argv[1]) / "file")
+asyncio.run(use())
+"""
+    said = _python(code, runtime, str(runtime))
+    (runtime / "file").unlink()
+    assert "HYPERVISOR" in said[0]
+    assert said[1:] == ["42"]
+
+
+def test_what_fails_after_libvirt_has_started_can_be_tried_again(runtime: Path, tmp_path: Path) -> None:
+    """A QEMU that does not tell what it can do is replaced by one that does: libvirt goes on in its first directory."""
+    (tmp_path / "qemu-system-x86_64").write_text(EMULATOR)
+    (tmp_path / "qemu-system-x86_64").chmod(0o755)
+    code = """
+whole, os.environ["PATH"] = os.environ["PATH"], sys.argv[1] + ":" + os.environ["PATH"]
+attempt(data_dir=Path(sys.argv[1]) / "data")
+os.environ["PATH"] = whole
+attempt(runtime_dir=Path(sys.argv[1]) / "elsewhere")
+asyncio.run(use())
+"""
+    said = _python(code, runtime, str(tmp_path))
+    assert "HYPERVISOR libvirt cannot be used" in said[0]
+    assert "CONFIG" in said[1]
+    assert "cannot move to" in said[1]
+    assert said[2:] == ["42"]
+
+
+def test_a_driver_that_cannot_start_at_all_says_so_twice(runtime: Path) -> None:
+    """What libvirt itself cannot repeat names the first cause, and that another process is needed."""
+    code = """
+from sandbox.hypervisor import connection
+connection._EMBED_CONFIG += "nonsense = [\\n"
+attempt()
+attempt()
+"""
+    said = " ".join(_python(code, runtime))
+    assert said.count("configuration file syntax error") == 2
+    assert "start another process" in said
