@@ -24,10 +24,11 @@ from sandbox.hypervisor.facts import HostFacts, launcher, load_facts
 from sandbox.hypervisor.groups import Groups, reap_left_over
 from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
-from sandbox.hypervisor.rundir import RunDirectory, reap
+from sandbox.hypervisor.rundir import LOCK_FILE, RunDirectory, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
 from sandbox.hypervisor.starter import Started, Starter, kill_by_name
 from sandbox.hypervisor.stream import SocketStream
+from sandbox.hypervisor.undertaker import Undertaker
 from sandbox.inherited import check_not_forked
 from sandbox.paths import make_directory
 from sandbox.trace.stage import stage
@@ -69,6 +70,7 @@ class Hypervisor:
         except BaseException:
             _keep_or_remove(self.rundir)
             raise
+        self.undertaker = Undertaker(self.rundir.path, LOCK_FILE)
         self._numbers = count(1)
 
     def _open(self, config: HostConfig, stack: ExitStack) -> None:
@@ -148,6 +150,7 @@ class Hypervisor:
             return
         self.connection.close()
         self.rundir.remove()  # ends every QEMU first
+        self.undertaker.close()
         self.admission.close()
 
     async def call(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -161,11 +164,14 @@ class Hypervisor:
         Raises `HostResources` when less than `reserve_mib` would stay available with the guest's memory full, and
         `HypervisorError` when libvirt or QEMU refuses. If this fails or is cancelled, no VM is left behind.
         """
-        name = f"sbx-{self.rundir.path.name}-{next(self._numbers)}"
+        number = next(self._numbers)
+        name = f"sbx-{self.rundir.path.name}-{number}"
         handover: Handover[Started] = Handover()
         try:
             with stage("start the machine"):
-                process, sock, console = await self.call(self._start_blocking, name, spec, reserve_mib, handover)
+                process, sock, console = await self.call(
+                    self._start_blocking, name, spec, reserve_mib, handover, number
+                )
         except HostResources:  # it never began, or has cleared up itself
             raise
         except BaseException:
@@ -176,13 +182,29 @@ class Hypervisor:
             raise
         return Machine(self, name, process, SocketStream(sock), Console(console))
 
-    def _start_blocking(self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started]) -> Started:
+    def _start_blocking(
+        self, name: str, spec: MachineSpec, reserve_mib: int, handover: Handover[Started], number: int
+    ) -> Started:
         with stage("in the worker thread"):
+            if number > 1:  # a VM that starts is paused, too; a command with one VM shall not pay for more than that
+                self.undertaker.attend()
             if spec.state is not None and not self.facts.is_current():  # QEMU checks next to nothing of a saved state
                 raise HypervisorError(
                     "QEMU was replaced since this process looked at it; the saved state is not of this one"
                 )
             return self.starter.start(name, spec, self.platform, reserve_mib, handover)
+
+    async def pause(self, name: str) -> None:
+        """Stop a VM's processors. From now on it ends with this process even if this one is killed."""
+        await self.call(self._attended, self.connection.pause, name)
+
+    async def save(self, name: str, state: Path) -> None:
+        """Stop a VM for good and write its device state to `state`."""
+        await self.call(self._attended, self.connection.save, name, state)
+
+    def _attended(self, act: Callable[[*Ts], None], *arguments: *Ts) -> None:
+        self.undertaker.attend()
+        act(*arguments)
 
     def forget_blocking(self, name: str) -> None:
         """Give back what the host keeps for a VM whose QEMU is dead: its control group, its promised memory."""

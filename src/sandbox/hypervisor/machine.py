@@ -47,11 +47,11 @@ class Machine:
 
     async def save(self, state: Path) -> None:
         """Stop the machine for good and write its device state to `state`."""
-        await self._host.call(self._host.connection.save, self.name, state)
+        await self._host.save(self.name, state)
 
     async def pause(self) -> None:
         """Stop its processors: it then costs memory only."""
-        await self._host.call(self._host.connection.pause, self.name)
+        await self._host.pause(self.name)
 
     async def resume(self) -> None:
         """Let its processors run again. Its clocks have stood still."""

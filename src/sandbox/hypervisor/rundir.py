@@ -25,7 +25,7 @@ from sandbox.inherited import Descriptor, check_not_forked
 from sandbox.log import log
 from sandbox.paths import make_directory
 
-_LOCK = "sandbox.lock"
+LOCK_FILE = "sandbox.lock"
 GROUPS_FILE = "cgroups"
 """Lists the control groups that the directory's process divides among its VMs."""
 _NAMES = "[0-9a-f]" * 8
@@ -66,7 +66,7 @@ class RunDirectory:
             raise HypervisorError(
                 f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
             ) from error
-        lock = Descriptor(os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        lock = Descriptor(os.open(unborn / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
         unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
@@ -127,7 +127,7 @@ def _remove_husks(runtime: Path) -> None:
     Nothing but that goes: a directory of such a name that holds anything else was never ours.
     """
     for path in runtime.glob(_NAMES):
-        if not path.is_symlink() and not (path / _LOCK).exists():
+        if not path.is_symlink() and not (path / LOCK_FILE).exists():
             for record in path.glob(f"l/run/qemu/sbx-{path.name}-*.xml*"):
                 record.unlink(missing_ok=True)
             for below in ("l/run/qemu", "l/run", "l", "."):
@@ -142,13 +142,13 @@ def stale(runtime: Path) -> int:
 
 def run_directories(runtime: Path) -> list[Path]:
     """Return every run directory, whoever owns it."""
-    return sorted(path for path in runtime.glob(_NAMES) if (path / _LOCK).exists())
+    return sorted(path for path in runtime.glob(_NAMES) if (path / LOCK_FILE).exists())
 
 
 def has_owner(path: Path) -> bool:
     """Return whether the process that made this run directory lives: it holds the lock as long as it does."""
     try:
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:  # it is being removed by its owner right now
         return True
     except PermissionError:  # another user's: the lock may be looked at only by who may open it
@@ -165,7 +165,7 @@ def has_owner(path: Path) -> bool:
 def owner_pid(path: Path) -> int | None:
     """Return the process id that is written in a run directory's lock; None if it cannot be read."""
     try:
-        return int((path / _LOCK).read_text())
+        return int((path / LOCK_FILE).read_text())
     except (OSError, ValueError):
         return None
 
@@ -188,10 +188,10 @@ def _ownerless(runtime: Path) -> Iterator[tuple[Path, int]]:
         with ExitStack() as stack:
             try:
                 directory = stack.enter_context(_opened(path))
-                lock = Descriptor(os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+                lock = Descriptor(os.open(LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
                 stack.callback(lock.close)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                there = os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
+                there = os.stat(LOCK_FILE, dir_fd=directory, follow_symlinks=False)
             except OSError:  # its owner lives or has just removed it, it is another user's, or no run directory
                 continue
             if os.path.samestat(os.fstat(lock.fileno()), there):
@@ -244,17 +244,17 @@ def _end_machines(path: Path) -> None:
 def _remove_all(path: Path, directory: int) -> None:
     _remove_groups(path, directory)
     for attempt in range(_CLEAR_ATTEMPTS):  # libvirt's threads may still be writing about a domain that has just ended
-        entries = [entry for entry in os.listdir(directory) if entry != _LOCK]
+        entries = [entry for entry in os.listdir(directory) if entry != LOCK_FILE]
         if not entries:
             # The lock goes last: a directory that could not be emptied keeps it, and the next process tries again.
             with suppress(FileNotFoundError):
-                os.unlink(_LOCK, dir_fd=directory)
+                os.unlink(LOCK_FILE, dir_fd=directory)
             try:
                 path.rmdir()
             except FileNotFoundError:
                 return
             except OSError:  # a thread of libvirt was quicker
-                os.close(os.open(_LOCK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+                os.close(os.open(LOCK_FILE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
                 continue
             return
         if attempt:
