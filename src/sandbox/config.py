@@ -76,18 +76,34 @@ class HostConfig(_Frozen):
     """Where VMs get control groups: `auto` (what is delegated to this process), `off`, or a group's path.
 
     A path such as `/sandbox` lies below the mount point of the hierarchies and is made if it can be. Each VM's QEMU is
-    then bounded in memory (the guest's and a stated overhead), in threads, and by `cpu_limit`.
+    then bounded in memory (the guest's and a stated overhead), in threads, and by `cpu_limit`. With `auto`, memory and
+    threads are bounded where that is possible, and `sandbox doctor` says where; with a path they are, or opening the
+    hypervisor raises `ConfigError`.
     """
 
-    cpu_limit: float | None = Field(default=None, gt=0)
-    """Processors' worth of time that one VM's QEMU gets, such as 0.5. It needs control groups."""
+    cpu_limit: float | None = Field(default=None, ge=0.01)
+    """Processors' worth of time that one VM's QEMU gets, such as 0.5.
+
+    It needs a control group. Where none can be had, opening the hypervisor raises `ConfigError`.
+    """
 
     nice: int = Field(default_factory=lambda: os.environ.get("SANDBOX_NICE", "10"), ge=0, le=19, validate_default=True)
     """By how much each VM's QEMU yields to this process, as `nice` counts: 0 is not at all, 19 the most.
 
     It costs a VM nothing while a processor is free. A daemon's QEMU is left as it is; between control groups that have
-    shares of processors, the groups' shares decide instead.
+    shares of processors, the groups' shares decide instead. A value that was given holds, or the VM does not start; the
+    default is tried only.
     """
+
+    @property
+    def limits_asked(self) -> list[str]:
+        """The limits of VMs that somebody has asked for, and not the defaults: they hold, or nothing starts."""
+        asked = {
+            "cpu_limit": self.cpu_limit is not None,
+            "cgroup": self.cgroup not in ("auto", "off"),
+            "nice": self.nice > 0 and ("nice" in self.model_fields_set or "SANDBOX_NICE" in os.environ),
+        }
+        return [name for name, is_so in asked.items() if is_so]
 
     @property
     def paths(self) -> Paths:

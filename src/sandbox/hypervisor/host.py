@@ -76,6 +76,11 @@ class Hypervisor:
     def _open(self, config: HostConfig, stack: ExitStack) -> None:
         """Open all that can be closed again first, and libvirt, whose driver can be started once only, last."""
         reap(config.paths.runtime)
+        if not self._is_embedded and (asked := config.limits_asked):
+            raise ConfigError(
+                f"{' and '.join(asked)} cannot be had with {config.uri}: a daemon's QEMU is the daemon's to limit; "
+                "use the default connection, or do not ask for it"
+            )
         groups = Groups.open(self.rundir.path, config.cgroup if self._is_embedded else "off", config.cpu_limit)
         reap_left_over(config.paths.runtime, groups.places.parents.values())
         self.admission = Admission(config, self.rundir.path.name)
@@ -84,7 +89,13 @@ class Hypervisor:
         root, emulator = self.rundir.path / "l", self.platform.emulator
         self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
         parts = (self.connection, self.rundir, groups, self.admission)
-        self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
+        self.starter = Starter(
+            *parts,
+            owner=self.owner,
+            cpu_limit=config.cpu_limit,
+            nice=config.nice,
+            must_yield="nice" in config.limits_asked,
+        )
 
     def __repr__(self) -> str:
         return f"<Hypervisor {self.platform.accelerator} {self.rundir}>"

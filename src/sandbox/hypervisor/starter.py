@@ -40,6 +40,7 @@ class Starter:
         owner: tuple[int, int] | None,
         cpu_limit: float | None,
         nice: int,
+        must_yield: bool,
     ) -> None:
         self._connection = connection
         self._rundir = rundir
@@ -48,6 +49,7 @@ class Starter:
         self._owner = owner
         self._cpu_limit = cpu_limit
         self._nice = nice
+        self._must_yield = must_yield
 
     def start(
         self, name: str, spec: MachineSpec, platform: Platform, reserve_mib: int, handover: Handover[Started]
@@ -110,7 +112,8 @@ class Starter:
             return
         with stage("make the control group"):
             group = self.groups.make(name, caps(spec, platform, self._cpu_limit))
-        with Midwife(self._pid_file(name), name, group, self._nice).at_work() as midwife:
+        must = {"must_confine": self.groups.must_hold, "must_yield": self._must_yield}
+        with Midwife(self._pid_file(name), name, group, self._nice, **must).at_work() as midwife:
             self._connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
 
     def forget(self, name: str) -> None:
