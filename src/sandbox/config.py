@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
 
-_VARIABLES = {"accelerator": "SANDBOX_ACCELERATOR", "cgroup": "SANDBOX_CGROUP", "nice": "SANDBOX_NICE"}
+_VARIABLES = {
+    "accelerator": "SANDBOX_ACCELERATOR",
+    "cgroup": "SANDBOX_CGROUP",
+    "nice": "SANDBOX_NICE",
+    "require_isolation": "SANDBOX_REQUIRE_ISOLATION",
+}
 """Where a field that nobody has given comes from, if it can be wrong there."""
 
 
@@ -34,6 +39,10 @@ class _Frozen(BaseModel):
             ) from error
 
 
+_OF_EACH_USER = {"memory_reserve_mib", "require_isolation"}
+"""What a host's users may set each for themselves."""
+
+
 class HostConfig(_Frozen):
     """How this process reaches a hypervisor, and where it keeps its files."""
 
@@ -44,6 +53,11 @@ class HostConfig(_Frozen):
         default_factory=lambda: os.environ.get("SANDBOX_ACCELERATOR", "auto"), validate_default=True
     )
     """`auto` takes KVM where a test VM was seen to run under it, else software emulation (TCG)."""
+
+    require_isolation: Literal["kvm"] | None = Field(
+        default_factory=lambda: os.environ.get("SANDBOX_REQUIRE_ISOLATION") or None, validate_default=True
+    )
+    """`kvm`: raise `ConfigError`, with what was seen of KVM, where VMs would be emulated in software instead."""
 
     data_dir: Path = Field(default_factory=lambda: Paths.default().data)
     """Images and templates."""
@@ -94,6 +108,11 @@ class HostConfig(_Frozen):
     shares of processors, the groups' shares decide instead. A value that was given holds, or the VM does not start; the
     default is tried only.
     """
+
+    def differs_in(self, other: HostConfig) -> list[str]:
+        """Return the settings in which two differ and that all users of one connection share."""
+        mine, others = self.model_dump(exclude=_OF_EACH_USER), other.model_dump(exclude=_OF_EACH_USER)
+        return [name for name, value in mine.items() if others[name] != value]
 
     @property
     def limits_asked(self) -> list[str]:

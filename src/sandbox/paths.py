@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,16 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
         make_directory(path.parent, mode)
         path.mkdir(exist_ok=True)
         path.chmod(mode)
+
+
+def owner_of(path: Path) -> str:
+    """Return whose a path is, or what stands in its place, for a message."""
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    uid = existing.stat().st_uid
+    try:
+        return f"{existing} belongs to {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"{existing} belongs to uid {uid}"
 
 
 def resource(name: str) -> Path:

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from sandbox.certificate import DeathCertificate
 from sandbox.errors import ExecutionFailed
+
+Isolation = Literal["hardware", "emulated", ""]
+
+
+def isolation(accelerator: str) -> Isolation:
+    """Return what separates a guest under this accelerator from its host; nothing if that is not known."""
+    return "hardware" if accelerator == "kvm" else "emulated" if accelerator else ""
 
 
 class Outcome(StrEnum):
@@ -71,6 +78,14 @@ class Result:
     """How the streams interleave: lengths in order of arrival, in turn of standard output and standard error."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `start` (restore until ready), `warm_up`, for a pooled VM `queue` and `claim`, and `run`."""
+
+    accelerator: str = ""
+    """`kvm`, or `tcg` for software emulation, of the VM that ran it."""
+
+    @property
+    def isolation(self) -> Isolation:
+        """`hardware`; or `emulated`, which is no security boundary."""
+        return isolation(self.accelerator)
 
     @property
     def ok(self) -> bool:

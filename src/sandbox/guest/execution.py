@@ -90,6 +90,11 @@ class Execution:
     # What callers see.
 
     @property
+    def accelerator(self) -> str:
+        """`kvm` or `tcg`, of the machine that runs it."""
+        return self._client.accelerator
+
+    @property
     def vm(self) -> str:
         """Name of the machine that it runs in."""
         return self._client.name
@@ -144,7 +149,8 @@ class Execution:
         """
         await self._over.wait()
         assert self._ending is not None
-        result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
+        timings = self._client.timings
+        result = await self._ending.report(self.record, self.vm, self.id, timings, self.accelerator)
         if self._stages is not None:
             self._stages.reported()
         if isinstance(self._ending.end, GuestLost) and result.outcome in LOST:

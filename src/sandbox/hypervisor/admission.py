@@ -37,8 +37,11 @@ class Admission:
 
     @property
     def budget_mib(self) -> int:
-        """How much guest memory all processes of the host may promise together."""
-        spare = self._memory.total_mib - self._config.memory_reserve_mib
+        """How much guest memory all processes of the host may promise together, by this process's configuration."""
+        return self._budget_mib(self._config.memory_reserve_mib)
+
+    def _budget_mib(self, reserve_mib: int) -> int:
+        spare = self._memory.total_mib - reserve_mib
         return max(0, int(spare * self._config.memory_overcommit))
 
     def admit(self, vm: str, memory_mib: int, reserve_mib: int) -> None:
@@ -59,7 +62,7 @@ class Admission:
                 f"{available} MiB of memory are available, one more VM may need {memory_mib} MiB and {reserve_mib} MiB "
                 "stay in reserve; end something, use smaller VMs, or lower `memory_reserve_mib`"
             )
-        self.ledger.promise(vm, memory_mib, self.budget_mib)
+        self.ledger.promise(vm, memory_mib, self._budget_mib(reserve_mib))
 
     def release(self, vm: str) -> None:
         """Take the promise back: the VM's QEMU is dead, or never was."""

@@ -82,6 +82,26 @@ class HostFacts:
             raise ConfigError(f"accelerator {wanted!r} is unknown; choose auto, kvm or tcg")
         return "kvm" if wanted == "kvm" else "tcg"
 
+    def check_isolation(self, required: str | None, accelerator: AcceleratorKind) -> None:
+        """Raise `ConfigError` unless VMs under this accelerator are isolated as required."""
+        if required is not None and accelerator != required:
+            raise ConfigError(
+                f"isolation by {required} is required, and VMs are emulated here ({accelerator}), which is no "
+                f"security boundary; of KVM was seen: {self.kvm_verdict}"
+            )
+
+    def announce(self, wanted: str, accelerator: AcceleratorKind) -> None:
+        """Say, once in each process that opens the hypervisor, that `auto` has taken software emulation."""
+        if wanted != "auto" or accelerator != "tcg":
+            return
+        say = log.info if self.kvm_id == ABSENT else log.warning
+        say(
+            "kvm_does_not_work",
+            reason=self.kvm_verdict,
+            consequence="`auto` takes software emulation, which is no security boundary",
+            remedy="`sandbox doctor`",
+        )
+
     @property
     def circumstances(self) -> tuple[object, ...]:
         """What must be as it was for the facts to hold."""
@@ -130,13 +150,6 @@ def load_facts(directory: Path) -> HostFacts:
             return facts
     make_directory(directory)
     facts = _find(directory, *circumstances)
-    if facts.kvm_id != ABSENT and not facts.kvm_works:
-        log.warning(
-            "kvm_does_not_work",
-            reason=facts.kvm_verdict,
-            consequence="`auto` takes software emulation, which is no security boundary",
-            remedy="`sandbox doctor`",
-        )
     if not facts.is_lasting:
         _unkept[cached] = facts
     _write_atomically(cached, json.dumps(asdict(facts), indent=1).encode())

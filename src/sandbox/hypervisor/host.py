@@ -24,19 +24,21 @@ from sandbox.hypervisor.facts import HostFacts, launcher, load_facts
 from sandbox.hypervisor.groups import Groups, reap_left_over
 from sandbox.hypervisor.handover import Handover
 from sandbox.hypervisor.machine import Machine
-from sandbox.hypervisor.rundir import LOCK_FILE, RunDirectory, reap
+from sandbox.hypervisor.resources import raise_descriptor_limit
+from sandbox.hypervisor.rundir import LOCK_FILE, RunDirectory, check_length, reap
 from sandbox.hypervisor.spec import AcceleratorKind, MachineSpec, Platform
 from sandbox.hypervisor.starter import Started, Starter, kill_by_name
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.hypervisor.undertaker import Undertaker
 from sandbox.inherited import check_not_forked
-from sandbox.paths import make_directory
+from sandbox.paths import make_directory, owner_of
 from sandbox.trace.stage import stage
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_shared: dict[tuple[object, ...], Hypervisor] = {}
+_shared: dict[str, Hypervisor] = {}
+"""By the URI of its connection."""
 _shared_lock = threading.Lock()
 _used_by: int | None = None
 """The process that uses libvirt. A child that it forks cannot: libvirt's threads and the lock above stay behind."""
@@ -47,18 +49,24 @@ class Hypervisor:
 
     def __init__(self, config: HostConfig) -> None:
         """Open the connection. Blocks: use `connect`."""
+        self.config = config
+        self._is_embedded = config.uri.startswith("qemu:///embed")
+        check_length(config.paths.runtime, is_embedded=self._is_embedded)
         data = config.paths.data
+        self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
         try:
             make_directory(data)
+            self.facts: HostFacts = load_facts(directory)
+            accelerator = self.facts.accelerator(config.accelerator)
+            self.platform = _platform(self.facts, accelerator, directory, is_embedded=self._is_embedded)
         except OSError as error:
             raise HypervisorError(
-                f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
+                f"cannot write in {data}: {error.strerror}; {owner_of(directory)}; "
+                "set SANDBOX_DATA_DIR to a directory of yours"
             ) from error
-        self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
-        self.facts: HostFacts = load_facts(directory)
-        accelerator = self.facts.accelerator(config.accelerator)
-        self._is_embedded = config.uri.startswith("qemu:///embed")
-        self.platform = _platform(self.facts, accelerator, directory, is_embedded=self._is_embedded)
+        self.facts.check_isolation(config.require_isolation, accelerator)
+        self.facts.announce(config.accelerator, accelerator)
+        raise_descriptor_limit()
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self._process = os.getpid()
@@ -119,19 +127,19 @@ class Hypervisor:
         global _used_by  # noqa: PLW0603 - libvirt can be used by one process of a family
         _used_by = _used_by or os.getpid()
         check_not_forked(_used_by)
-        places = (config.data_dir, config.runtime_dir, config.admission_dir, config.cgroup)
-        bounds = (config.memory_overcommit, config.memory_pressure_max, config.cpu_limit, config.nice)
-        key = (config.uri, config.accelerator, *places, *bounds)
         with _shared_lock:
-            if key not in _shared:
-                if any(config.uri == other[0] for other in _shared):
-                    raise ConfigError(
-                        "this process already uses libvirt with other directories, limits or another accelerator; "
-                        "use the same HostConfig everywhere, or another process"
-                    )
-                _shared[key] = host = cls._opened(config)
+            host = _shared.get(config.uri)
+            if host is None:
+                host = _shared[config.uri] = cls._opened(config)
                 atexit.register(host.close)
-            return _shared[key]
+            elif other := host.config.differs_in(config):
+                raise ConfigError(
+                    f"this process already uses libvirt with another {', '.join(other)}; use the same HostConfig "
+                    "everywhere, or another process"
+                )
+            else:
+                host.facts.check_isolation(config.require_isolation, host.platform.accelerator)
+            return host
 
     @classmethod
     def _opened(cls, config: HostConfig) -> Hypervisor:
@@ -161,6 +169,7 @@ class Hypervisor:
             return
         self.connection.close()
         self.rundir.remove()  # ends every QEMU first
+        self.groups.close()  # which the directory lists, unless somebody else has removed it
         self.undertaker.close()
         self.admission.close()
 

@@ -29,6 +29,7 @@ class Machine:
         self.process = process
         self.stream = stream
         self.console = console
+        self.accelerator = host.platform.accelerator
         self._host = host
         self._is_destroyed = False
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sandbox.errors import HypervisorError
+from sandbox.errors import ConfigError, HypervisorError
 from sandbox.hypervisor.cgroup import remove_group
 from sandbox.hypervisor.process import Process
 from sandbox.inherited import Descriptor, check_not_forked
@@ -34,6 +34,13 @@ _DEATH_SECONDS = 5.0
 _CLEAR_ATTEMPTS = 50
 _CLEAR_SECONDS = 0.01
 _GROUP_SECONDS = 0.5
+_SOCKET_PATH_BYTES = 107
+"""The kernel's bound."""
+_LONGEST = {
+    True: "/01234567/l/lib/qemu/domain-123456-sbx-01234567-1234567/monitor.sock",
+    False: "/01234567/sbx-01234567-123456.sock",
+}
+"""The longest name of a socket below the runtime directory: with libvirt inside this process its own, else ours."""
 
 
 class RunDirectory:
@@ -105,6 +112,16 @@ def reap(runtime: Path) -> int:
         else:
             cleared += 1
     return cleared
+
+
+def check_length(runtime: Path, *, is_embedded: bool) -> None:
+    """Raise `ConfigError` if a socket's path in a run directory in here would be longer than the kernel takes."""
+    most, size = _SOCKET_PATH_BYTES - len(_LONGEST[is_embedded]), len(os.fsencode(runtime))
+    if size > most:
+        raise ConfigError(
+            f"the runtime directory's path {runtime} has {size} bytes; at most {most} leave room for sockets in it, "
+            f"whose paths may have {_SOCKET_PATH_BYTES}; set SANDBOX_RUNTIME_DIR to a shorter one"
+        )
 
 
 def _check_trusted(runtime: Path) -> None:
