@@ -84,7 +84,7 @@ class HostConfig(_Frozen):
     admission_dir: Path | None = Field(
         default_factory=lambda: Path(named) if (named := os.environ.get("SANDBOX_ADMISSION_DIR")) else None
     )
-    """Where processes tell each other what they have promised. None: `/run/lock/sandbox`, which all users share."""
+    """Where processes tell each other what they have promised. None: `/run/lock`, where each user has a directory."""
 
     cgroup: str = Field(default_factory=lambda: os.environ.get("SANDBOX_CGROUP", "auto"), min_length=1)
     """Where VMs get control groups: `auto` (what is delegated to this process), `off`, or a group's path.

@@ -151,6 +151,7 @@ attempt(runtime_dir=Path(sys.argv[1]) / "r")
 """
     runtime.chmod(0o1777)
     (said,) = _python(code, runtime, str(runtime))
+    runtime.chmod(0o755)
     assert re.match(r"HYPERVISOR cannot write in .*Permission denied; .* belongs to root; set SANDBOX_DATA_DIR", said)
 
 

@@ -9,9 +9,10 @@ from sandbox.errors import HostResources, HypervisorError
 from sandbox.hypervisor import resources
 from sandbox.hypervisor.ledger import Ledger
 from sandbox.hypervisor.resources import HostMemory
+from sandbox.log import log
 
-SHARED = Path("/run/lock/sandbox")
-"""All users may write in `/run/lock`, and it goes with the boot."""
+SHARED = Path("/run/lock")
+"""All users may make a directory in it, none can remove another's, and it goes with the boot."""
 
 
 class Admission:
@@ -22,14 +23,16 @@ class Admission:
         self._config = config
         self._pressure = pressure
         self._memory = HostMemory()
-        self.is_shared = True
+        self.refused: str | None = None
+        """Why only this user's processes are counted; None if all users' are."""
         if config.admission_dir is not None:
             self.ledger = Ledger(config.admission_dir, name)
             return
         try:
             self.ledger = Ledger(SHARED, name)
-        except HypervisorError:
-            self.is_shared = False
+        except HypervisorError as error:
+            self.refused = str(error)
+            log.info("admission_not_shared", reason=self.refused)
             self.ledger = Ledger(config.runtime_dir / ".admission", name)
 
     def __repr__(self) -> str:
