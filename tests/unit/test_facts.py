@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -186,6 +188,34 @@ def test_a_group_for_qemus_user_is_noticed(
     members = os.getgrouplist
     monkeypatch.setattr(os, "getgrouplist", lambda user, group: [*members(user, group), 4711])
     assert load().kvm_works
+
+
+def test_a_device_that_is_only_touched_is_the_same(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """udev touches the device at each VM's start; an access list that changes is noticed."""
+    the_host.becomes(RUNS)
+    load()
+    kvm.KVM.chmod(kvm.KVM.stat().st_mode)
+    os.utime(kvm.KVM)
+    load()
+    assert the_host.probes == 1
+    entries = ((1, 6, -1), (2, 6, 4711), (4, 4, -1), (16, 6, -1), (32, 4, -1))
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(kvm.KVM, "system.posix_acl_access", access)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error}")
+    load()
+    assert the_host.probes == 2
+
+
+def test_a_probe_whose_status_is_lost_counts_by_what_it_printed(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """A process that was started to ignore its children's ends is told status 0 of each."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        the_host.becomes("printf '*'; exit 85")
+        assert load().kvm_works
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _key(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> str:
