@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,42 @@ attempt()
 print(resource.getrlimit(resource.RLIMIT_NOFILE), end=END)
 """
     assert _python(code, runtime) == ["opened", "(5000, 5000)"]
+
+
+def test_no_vm_is_registered_with_the_system(runtime: Path, tmp_path: Path) -> None:
+    """libvirt does not look for systemd-machined by the system bus, which would take VMs out of our service's group."""
+    if os.geteuid() != 0:
+        pytest.skip("without root libvirt registers nothing")
+    bus = tmp_path / "bus"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bus))
+        listener.listen()
+        listener.setblocking(False)
+        code = "asyncio.run(use())\nprint(os.environ['DBUS_SYSTEM_BUS_ADDRESS'], end=END)\n"
+        said = _python(code, runtime, DBUS_SYSTEM_BUS_ADDRESS=f"unix:path={bus}")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert said == ["42", f"unix:path={bus}"]
+
+
+def test_orphans_of_the_application_go_to_init(runtime: Path) -> None:
+    """Only while a VM starts are they ours: at other times nothing that we would not collect becomes our child."""
+    code = """
+import ctypes
+def is_subreaper():
+    value = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(value), 0, 0, 0)
+    return value.value
+
+async def look():
+    template = await Template.ensure()
+    async with template.lease() as vm:
+        parent = Path(f"/proc/{vm.pid}/stat").read_text().rpartition(")")[2].split()[1]
+        print(is_subreaper(), int(parent) == os.getpid(), end=END)
+
+asyncio.run(look())
+"""
+    assert _python(code, runtime) == ["0 True"]
 
 
 def test_a_driver_that_cannot_start_at_all_says_so_twice(runtime: Path) -> None:

@@ -6,13 +6,15 @@ Call it from worker threads only. libvirt's own event loop runs in one daemon th
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
+import os
 import re
 import resource
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from sandbox.hypervisor.libvirt_log import libvirt  # isort: skip - it must come
 import libvirt_qemu
 
 from sandbox.hypervisor.facts import LOG_KIB
-from sandbox.hypervisor.process import become_subreaper
+from sandbox.hypervisor.process import adopting_orphans
 from sandbox.log import log
 from sandbox.paths import make_directory
 from sandbox.trace.stage import stage
@@ -50,6 +52,7 @@ _HUMAN = 1
 """libvirt's flag for a command of QEMU's monitor for people."""
 _COMMAND = re.compile(r"Child process \(.*\) ", re.DOTALL)
 """QEMU's whole command line in a message of libvirt's, which hides what follows it."""
+_SYSTEM_BUS = "DBUS_SYSTEM_BUS_ADDRESS"
 _POLL_SECONDS = 0.001
 _MIGRATION_SECONDS = 60.0
 
@@ -104,6 +107,8 @@ class Connection:
             (root / "cache").unlink(missing_ok=True)  # there, if this is another attempt
             (root / "cache").symlink_to(cache)  # the capability probe takes seconds: share its result
             uri = f"qemu:///embed?root={root}"
+            if os.geteuid() == 0:
+                _keep_from_system_bus()
         try:
             try:
                 handle = libvirt.open(uri)
@@ -113,13 +118,11 @@ class Connection:
                 raise
             if is_embedded:
                 _embedded_root = root
-            # Before becoming subreaper: the probe's own processes must go to init, which reaps them.
+            # Now, not at a start, while we adopt orphans: the probe's processes must go to init, which reaps them.
             handle.getDomainCapabilities(emulator, "x86_64", "q35", None)
             connection = cls(handle, uri, is_embedded=is_embedded)
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt cannot be used at {uri}: {error}; `sandbox doctor` tells more") from error
-        if is_embedded:
-            become_subreaper()
         return connection
 
     def close(self) -> None:
@@ -142,7 +145,7 @@ class Connection:
         self._log_files[name] = log_file
         domain = None
         try:
-            with stage("libvirt creates the domain"):
+            with stage("libvirt creates the domain"), adopting_orphans() if self.is_embedded else nullcontext():
                 domain = self._handle.createXML(xml, flags)
             if state is not None:
                 with stage("have the state loaded"):
@@ -221,6 +224,30 @@ class Connection:
             if log_file.stat().st_size >= LOG_KIB << 10:
                 log.warning("vm_filled_its_log", vm=name, kib=LOG_KIB, reason="its guest misused a device, most likely")
             log_file.unlink()
+
+
+def _keep_from_system_bus() -> None:
+    """Have libvirt find no system bus in this process: as root it would register each VM with systemd-machined.
+
+    That moves QEMU out of our service's control group and its limits, and a failure there holds up a start for half a
+    minute. There is no setting for it: libvirt looks for the bus once, so it is made to look while there is none. That
+    takes two functions that are not part of libvirt's interface; without them nothing changes.
+    """
+    library = ctypes.CDLL("libvirt.so.0")
+    try:
+        has_bus, share_bus = library.virGDBusHasSystemBus, library.virGDBusSetSharedBus
+    except AttributeError:
+        log.info("system_bus_not_kept_away", consequence="VMs are registered with systemd-machined, where that runs")
+        return
+    before = os.environ.get(_SYSTEM_BUS)
+    os.environ[_SYSTEM_BUS] = "unix:path=/proc/no-bus"
+    try:
+        share_bus(False)  # else libvirt would use a connection of the application's
+        has_bus()
+    finally:
+        del os.environ[_SYSTEM_BUS]
+        if before is not None:
+            os.environ[_SYSTEM_BUS] = before
 
 
 def _qmp(domain: Any, command: str, **arguments: Any) -> Any:

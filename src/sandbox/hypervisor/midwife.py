@@ -70,9 +70,9 @@ class Midwife:
     def at_work(self) -> Iterator[Midwife]:
         """Watch for the length of the context.
 
-        The process is our child, because we are the subreaper, and libvirt takes a zombie for a living process: a
-        start that fails would take libvirt 30 s instead of 0.3 s. The pid is known from the file that libvirt writes,
-        nowhere else.
+        The process is our child, because we adopt orphans while it starts, and libvirt takes a zombie for a living
+        process: a start that fails would take libvirt 30 s instead of 0.3 s. The pid is known from the file that
+        libvirt writes, nowhere else.
         """
         watcher = threading.Thread(target=self._watch, name=f"midwife-{self._name}", daemon=True)
         watcher.start()
