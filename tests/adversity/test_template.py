@@ -84,6 +84,28 @@ def test_every_flipped_bit_is_found(baked: Path) -> None:
     manifest.verify(baked, REQUIREMENT)
 
 
+def test_holes_and_zeros_are_equal(baked: Path, tmp_path: Path) -> None:
+    """A copy without holes passes; zeros where there was data, and data elsewhere, do not."""
+    manifest = TemplateManifest.load(baked)
+    assert manifest is not None
+    content = (baked / MEMORY).read_bytes()
+    assert (baked / MEMORY).stat().st_blocks * 512 < len(content), "the control: there are holes"
+    for other, is_equal in (
+        (content, True),
+        (content[:4_000_000] + bytes(1_000_000), False),
+        (content[:300_000] + content[4_000_000:4_100_000] + bytes(4_600_000), False),
+        (content[:4_000_000] + bytes(65_536) + content[4_000_000:-65_536], False),
+    ):
+        (baked / MEMORY).write_bytes(other)
+        assert (FileDigest.of(baked / MEMORY) == manifest.files[MEMORY]) is is_equal
+    (tmp_path / "empty").touch()
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(5_000_000)
+    (tmp_path / "zeros").write_bytes(bytes(5_000_000))
+    empty, hole, zeros = (FileDigest.of(tmp_path / name) for name in ("empty", "hole", "zeros"))
+    assert hole == zeros != empty
+
+
 @pytest.mark.parametrize("name", [MEMORY, STATE])
 def test_truncated_longer_and_missing_files_are_refused(baked: Path, name: str) -> None:
     """A file of another length, and one that is not there."""

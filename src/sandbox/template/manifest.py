@@ -17,7 +17,7 @@ from sandbox.hypervisor.spec import Platform
 from sandbox.template.digest import digest_sparse
 from sandbox.template.lint import LintReport
 
-FORMAT = 3
+FORMAT = 4
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
 
 
@@ -64,7 +64,7 @@ class Requirement(_Frozen):
 
 
 class FileDigest(_Frozen):
-    """Size in bytes and SHA-256 of one file, holes included as what they read as."""
+    """Size in bytes and digest of what one file reads as; see `digest_sparse`."""
 
     size: int
     sha256: str
