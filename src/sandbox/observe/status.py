@@ -72,6 +72,7 @@ class StatusFile:
         self._last = -_SECONDS
         self._writing = threading.Lock()
         self._is_over = False
+        self._is_told = False
 
     def __call__(self, event: LifeEvent) -> None:
         self._note(event)
@@ -122,8 +123,11 @@ class StatusFile:
                 with os.fdopen(file, "w") as stream:
                     stream.write(json.dumps(document))
                 fresh.replace(path)
+                self._is_told = False
         except OSError as error:
-            log.debug("status_not_written", path=str(path), error=str(error))
+            say = log.debug if self._is_told else log.warning
+            say("status_not_written", path=str(path), error=str(error), consequence="`sandbox top` shows an old one")
+            self._is_told = True
 
     def _remove(self, path: Path) -> None:
         with self._writing, suppress(OSError):

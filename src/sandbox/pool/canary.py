@@ -6,6 +6,7 @@ import anyio
 
 from sandbox.errors import SandboxError, TemplateError
 from sandbox.pool.policy import too_slow
+from sandbox.pool.supervision import contained
 from sandbox.vm import READY_SECONDS, VMSource
 
 _CLONES = 3
@@ -32,9 +33,10 @@ async def try_canary(new: VMSource, live: VMSource, slowdown: float) -> None:
 async def _start_and_use(source: VMSource) -> float:
     """Return the seconds from the order to ready; raise unless a script runs then."""
     began = anyio.current_time()
-    async with source.lease() as vm:
-        seconds = anyio.current_time() - began
-        result = await vm.run("print(6 * 7)", timeout=READY_SECONDS)
-        if not result.ok or result.text != "42\n":
-            raise TemplateError(f"a clone of the next template cannot run a simple script: {result.describe()}")
+    with contained("the start of a clone"):
+        async with source.lease() as vm:
+            seconds = anyio.current_time() - began
+            result = await vm.run("print(6 * 7)", timeout=READY_SECONDS)
+    if not result.ok or result.text != "42\n":
+        raise TemplateError(f"a clone of the next template cannot run a simple script: {result.describe()}")
     return seconds

@@ -90,7 +90,7 @@ class Keeper:
         return bool(found)
 
     async def _keep(self) -> None:
-        health = Health(self.vms)
+        health = Health(self.vms, self._broadcast)
         try:
             async with anyio.create_task_group() as group:
                 for succession in self.successions.values():

@@ -10,12 +10,12 @@ import anyio
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, SandboxError, StateError, TemplateError, afresh
 from sandbox.event import EventKind
-from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.canary import try_canary
 from sandbox.pool.policy import renewal_back_off
 from sandbox.pool.shelf import Shelf
+from sandbox.pool.supervision import contained, supervise
 from sandbox.template.drift import Drift
 from sandbox.vm import VMSource
 
@@ -80,13 +80,7 @@ class Succession:
         """Look after the template until `stop`; then whoever still waits for a roll-over is told."""
         try:
             with self._scope:
-                while True:
-                    self._asked = anyio.Event()
-                    if not self._orders:
-                        with anyio.move_on_after(self._pause()):
-                            await self._asked.wait()
-                    self._served, self._orders = self._orders, []
-                    await self._look()
+                await supervise("the look after the template", self._look_in_time, self._broadcast)
         finally:
             self._is_over = True
             self._answer([*self._served, *self._orders], PoolClosed("the pool was closed before it rolled over"))
@@ -128,17 +122,24 @@ class Succession:
         interval = self._config.template_check_interval
         return None if interval is None else renewal_back_off(interval, self._failures)
 
+    async def _look_in_time(self) -> None:
+        self._asked = anyio.Event()
+        if not (self._served or self._orders):
+            with anyio.move_on_after(self._pause()):
+                await self._asked.wait()
+        self._served, self._orders = [*self._served, *self._orders], []
+        await self._look()
+
     async def _look(self) -> None:
         """Look once, and do what is due; whatever goes wrong is told, and tried again later."""
         try:
-            with telling_shortage():
+            with contained("the look after the template"):
                 await self._renew(is_ordered=bool(self._served))
-        except (SandboxError, OSError) as error:
-            failure = error if isinstance(error, SandboxError) else TemplateError(str(error))
+        except SandboxError as error:
             self._failures += 1
             if not isinstance(error, _CanaryFailed):
-                self._tell(EventKind.TEMPLATE_BAKE_FAILED, **self._account(failure))
-            self._answer(self._served, failure)
+                self._tell(EventKind.TEMPLATE_BAKE_FAILED, **self._account(error))
+            self._answer(self._served, error)
         else:
             self._failures = 0
             self._answer(self._served, None)
@@ -173,8 +174,9 @@ class Succession:
         self._refused = None
         self._switch(source, ", ".join(drift.reasons) if drift is not None else "ordered", self._shelf.now() - began)
         try:
-            await source.tidy()
-        except (SandboxError, OSError) as error:
+            with contained("the removal of old templates"):
+                await source.tidy()
+        except SandboxError as error:
             log.warning("old_templates_not_removed", template=self._shelf.name, error=str(error))
 
     def _switch(self, source: RenewableSource, why: str, seconds: float) -> None:
