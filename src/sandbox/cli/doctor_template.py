@@ -34,6 +34,7 @@ def image(config: HostConfig) -> Iterator[Check]:
     """Whether the default image and its template are there, current and whole."""
     from sandbox.hypervisor.host import Hypervisor
     from sandbox.image.build import is_current
+    from sandbox.image.choice import newest_image
     from sandbox.image.store import ImageStore
     from sandbox.template.manifest import Requirement
     from sandbox.template.store import TemplateStore
@@ -42,7 +43,7 @@ def image(config: HostConfig) -> Iterator[Check]:
     if not is_current("default", store):
         yield Check("image", "warn", "the default image is missing or stale; the next run builds it", "sandbox setup")
         return
-    found = store.find("default")
+    found = newest_image("default", store)
     yield Check("image", "ok", f"default {found.digest[:12]}, Debian {found.manifest.suite}, {found.manifest.kernel}")
     size = TemplateConfig()
     platform = Hypervisor.connect_blocking(config).platform

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from sandbox.hypervisor.kvm import ABSENT, PROBE_ROM, kvm_id, kvm_settings, prob
 from sandbox.hypervisor.spec import AcceleratorKind
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, seal, unseal, write_stored
 
 _LOOK_SECONDS = 10.0
 _MOMENT_SECONDS = 600.0
@@ -120,14 +119,14 @@ def load_facts(directory: Path) -> HostFacts:
         )
     if not facts.is_lasting:
         _unkept[cached] = facts
-    _write_atomically(cached, json.dumps(asdict(facts), indent=1).encode())
+    write_stored(cached, seal(asdict(facts)))
     return facts
 
 
 def _read(cached: Path) -> HostFacts | None:
-    """Return what was found before; None if that is nothing, too old, or of another version of this program."""
+    """Return what was found before; None if that is nothing, too old, damaged, or of another version of sandbox."""
     try:
-        facts = HostFacts(**json.loads(cached.read_text()))
+        facts = HostFacts(**unseal(read_stored(cached)))
         is_fresh = facts.is_lasting or time.time() - cached.stat().st_mtime < _MOMENT_SECONDS
         return facts if is_fresh else None
     except (OSError, ValueError, TypeError):
@@ -141,9 +140,18 @@ def tcg_launcher(facts: HostFacts, directory: Path) -> str:
     domain's user, its verdict contradicts itself and the probe (seconds) is repeated at every start.
     """
     path = directory / f"qemu-tcg-{facts.emulator_id}"
-    if not path.exists():
-        _write_atomically(path, _TCG_LAUNCHER.format(emulator=facts.emulator).encode(), mode=0o755)
+    program = _TCG_LAUNCHER.format(emulator=facts.emulator).encode()
+    if not _holds(path, program):
+        write_stored(path, program, mode=0o755)
     return str(path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a program is there as it should be: what is damaged is written anew."""
+    try:
+        return read_stored(path) == content and path.stat().st_mode & 0o777 == 0o755
+    except OSError:
+        return False
 
 
 def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access: str, user: str | None) -> HostFacts:
@@ -153,7 +161,7 @@ def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access
     if match is None or machine is None:
         raise HypervisorError(f"{emulator} does not say its version or has no q35 machine; run `sandbox setup`")
     rom = directory / f"probe-{os.geteuid()}.rom"
-    _write_atomically(rom, PROBE_ROM)
+    write_stored(rom, PROBE_ROM)
     verdict = probe_kvm(emulator, user, rom)
     return HostFacts(
         emulator=emulator,
@@ -184,11 +192,3 @@ def _run(command: list[str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LOOK_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise HypervisorError(f"`{' '.join(command)}` failed: {error}; run `sandbox setup`") from error
-
-
-def _write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    Path(temporary).replace(path)

@@ -29,6 +29,7 @@ from sandbox.hypervisor.starter import Started, Starter, kill_by_name
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.inherited import check_not_forked
 from sandbox.paths import make_directory
+from sandbox.stored import refused
 from sandbox.trace.stage import stage
 
 T = TypeVar("T")
@@ -46,16 +47,14 @@ class Hypervisor:
     def __init__(self, config: HostConfig) -> None:
         """Open the connection. Blocks: use `connect`."""
         data = config.paths.data
+        self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
         try:
             make_directory(data)
+            self.facts: HostFacts = load_facts(directory)
+            accelerator = self.facts.accelerator(config.accelerator)
+            self.platform = _platform(self.facts, accelerator, directory)
         except OSError as error:
-            raise HypervisorError(
-                f"cannot make {data}: {error.strerror}; set SANDBOX_DATA_DIR to a directory of yours"
-            ) from error
-        self._directory = directory = (data / "host").resolve()  # libvirt remembers QEMU by its path
-        self.facts: HostFacts = load_facts(directory)
-        accelerator = self.facts.accelerator(config.accelerator)
-        self.platform = _platform(self.facts, accelerator, directory)
+            raise HypervisorError(f"what is known of this host cannot be kept: {refused(error, data)}") from error
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self._process = os.getpid()
@@ -127,8 +126,11 @@ class Hypervisor:
 
         Blocks: for a few calls of `stat` when nothing has changed, for a second when QEMU was replaced.
         """
-        self.facts = load_facts(self._directory)
-        self.platform = _platform(self.facts, self.platform.accelerator, self._directory)
+        try:
+            self.facts = load_facts(self._directory)
+            self.platform = _platform(self.facts, self.platform.accelerator, self._directory)
+        except OSError as error:
+            raise HypervisorError(f"this host cannot be looked at: {refused(error, self._directory)}") from error
         return self.platform
 
     def close(self) -> None:

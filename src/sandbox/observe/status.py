@@ -19,6 +19,7 @@ from sandbox.log import log
 _SECONDS = 1.0
 _VM = re.compile(r"sbx-([0-9a-f]{8})-\d+")
 _LIMIT = 4 * 1024 * 1024
+_MOST = 1 << 53
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # whatever lies there, it must not hold us up
 _STATES = {
     EventKind.VM_STARTED: "ready",
@@ -149,11 +150,17 @@ def read_status(run_directory: Path) -> list[PoolStatus]:
     return found
 
 
+def _count(number: object) -> int:
+    if not isinstance(number, int) or abs(number) >= _MOST:
+        raise TypeError("what is counted is a number that can be")
+    return number
+
+
 def _parse(document: Any) -> PoolStatus:
     vms = {str(name): VMStatus(**vm) for name, vm in document["vms"].items()}
     for vm in vms.values():
         if not (isinstance(vm.state, str) and isinstance(vm.lease, str) and isinstance(vm.template, str)):
             raise TypeError("a VM's names are strings")
-        vm.running, vm.executions = int(vm.running), int(vm.executions)
-    numbers = {str(name): int(number) for name, number in document["statistics"].items()}
+        vm.running, vm.executions = _count(vm.running), _count(vm.executions)
+    numbers = {str(name): _count(number) for name, number in document["statistics"].items()}
     return PoolStatus(str(document["pool"]), numbers, vms)

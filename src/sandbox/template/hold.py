@@ -16,12 +16,14 @@ from anyio.to_thread import run_sync
 from sandbox.errors import TemplateError
 from sandbox.inherited import Descriptor
 from sandbox.paths import make_directory
+from sandbox.stored import refused
 from sandbox.template.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.05
+_LOOKING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Hold:
@@ -34,8 +36,8 @@ class Hold:
     def take(cls, directory: Path) -> Hold | None:
         """Hold the template in this directory; None if there is none, or if it is being removed. Blocks briefly."""
         try:
-            descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
+            descriptor = Descriptor(os.open(directory / MANIFEST, _LOOKING))
+        except OSError:  # there is none, or none that could be used
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -56,7 +58,7 @@ class Hold:
 def removing(directory: Path) -> Iterator[bool]:
     """Tell whether nobody holds the template in this directory; while the context lasts, nobody can."""
     try:
-        descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = Descriptor(os.open(directory / MANIFEST, _LOOKING))
     except OSError:  # nothing that could be used, so nothing that could be held
         yield True
         return
@@ -71,7 +73,7 @@ async def baking(lock: Path) -> AsyncIterator[None]:
         await run_sync(make_directory, lock.parent)
         descriptor = Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
     except OSError as error:
-        raise TemplateError(f"{lock} cannot be made: {error.strerror}; set another SANDBOX_DATA_DIR") from error
+        raise TemplateError(f"a template cannot be made: {refused(error, lock)}") from error
     try:
         while True:
             try:
@@ -106,11 +108,13 @@ def _alone(descriptor: Descriptor) -> Iterator[bool]:
 
 
 def is_being_baked(lock: Path) -> bool:
-    """Return whether a process holds the lock of those who bake."""
+    """Return whether a process holds the lock of those who bake, or may for all that can be seen."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock, _LOOKING)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from sandbox.errors import TemplateError
 from sandbox.hypervisor.domain_xml import DEVICES_VERSION, command_line
 from sandbox.hypervisor.spec import Platform
+from sandbox.stored import read_stored, seal, unseal, write_stored
 from sandbox.template.digest import digest_sparse
 from sandbox.template.lint import LintReport
 
 FORMAT = 4
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
+_REMEDY = "`sandbox template prune` removes it, and the next run bakes the template anew"
 
 
 class _Frozen(BaseModel):
@@ -79,7 +80,7 @@ class TemplateManifest(_Frozen):
 
     requirement: Requirement
     series: str
-    """What successive templates have in common: the image's name and the machine's size."""
+    """What successive templates have in common: the image's name, the machine's size, and the recipe's key."""
     generation: int
     """Counts the templates of a series, from 1."""
     agent: int
@@ -91,6 +92,15 @@ class TemplateManifest(_Frozen):
     lint: LintReport
     """What was looked for in the guest before it was frozen, and found."""
 
+    @field_validator("created")
+    @classmethod
+    def _check_created(cls, text: str) -> str:
+        try:
+            datetime.datetime.fromisoformat(text).timestamp()
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
+        return text
+
     @property
     def baked_at(self) -> float:
         """When it was made, by this process's monotonic clock; such a time may be negative, but not in the future."""
@@ -99,26 +109,25 @@ class TemplateManifest(_Frozen):
 
     @classmethod
     def load(cls, directory: Path) -> TemplateManifest | None:
-        """Return the manifest of a template directory, None when there is none; raise when it is unreadable."""
+        """Return the manifest of a template directory, None when there is none.
+
+        Raises `TemplateError` unless it is, bit by bit, what this version of sandbox has written.
+        """
+        path = directory / MANIFEST
         try:
-            text = (directory / MANIFEST).read_text()
+            return cls.model_validate_json(json.dumps(unseal(read_stored(path))))
         except FileNotFoundError:
             return None
-        try:
-            manifest = cls.model_validate_json(text)
-            datetime.datetime.fromisoformat(manifest.created)
-            return manifest
+        except OSError as error:
+            raise TemplateError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error
         except ValidationError as error:
-            raise TemplateError(f"{directory / MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+            raise TemplateError(f"{path} is damaged: {error.errors()[0]['msg']}; {_REMEDY}") from error
         except ValueError as error:
-            raise TemplateError(f"{directory / MANIFEST} is damaged: {error}") from error
+            raise TemplateError(f"{path} is damaged: {error}; {_REMEDY}") from error
 
     def save(self, directory: Path) -> None:
-        path = directory / MANIFEST
-        with path.open("w") as file:
-            file.write(json.dumps(self.model_dump(), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write it into a template's directory."""
+        write_stored(directory / MANIFEST, seal(self.model_dump(mode="json")))
 
     def verify(self, directory: Path, requirement: Requirement) -> None:
         """Raise `TemplateError` unless the files are what was baked, for exactly this requirement. Reads them all."""

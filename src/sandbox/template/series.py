@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +14,7 @@ from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ImageError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
-from sandbox.image.build import image_of
-from sandbox.image.recipe import is_recipe
+from sandbox.image.choice import Choice
 from sandbox.image.store import Image, ImageStore
 from sandbox.image.wanted import while_wanted
 from sandbox.log import log
@@ -53,27 +51,39 @@ class Series:
     """The templates that one configuration has had, has, and will have on this host."""
 
     def __init__(
-        self, host: Hypervisor, image: Image, config: TemplateConfig, host_config: HostConfig, make: Make
+        self,
+        host: Hypervisor,
+        choice: Choice,
+        image: Image,
+        config: TemplateConfig,
+        host_config: HostConfig,
+        make: Make,
     ) -> None:
-        self.name = f"{image.name}-{config.memory_mib}m-{config.vcpus}c"
         self._host = host
+        self._choice = choice
         self._image = image
         self._config = config
         self._reserve_mib = host_config.memory_reserve_mib
         self._images = ImageStore(host_config.paths.images)
         self._store = TemplateStore(host_config.paths.templates)
         self._make = make
-        self._stamp = self._image_stamp()
 
     def __repr__(self) -> str:
         return f"<Series {self.name}>"
 
+    @property
+    def name(self) -> str:
+        """Names the image, the size, and the recipe by its content: recipes of one name have series of their own."""
+        image, config = self._image, self._config
+        return f"{image.name}-{config.memory_mib}m-{config.vcpus}c@{image.manifest.recipe.key}"
+
     @classmethod
     async def of(cls, config: TemplateConfig, host_config: HostConfig, make: Make) -> Series:
         """Return the series of a configuration; build its image first where it is missing or stale."""
-        image = await while_wanted(image_of, config.image, ImageStore(host_config.paths.images), log.progress)
+        choice = Choice(config.image, ImageStore(host_config.paths.images))
+        image = await while_wanted(choice.find, log.progress)
         host = await Hypervisor.connect(host_config)
-        return await run_sync(cls, host, image, config, host_config, make)
+        return cls(host, choice, image, config, host_config, make)
 
     async def ensure(self) -> Template:
         """Return the template to use: the pinned one, else the newest for this host and image, baked if need be."""
@@ -194,22 +204,10 @@ class Series:
         return template
 
     def _wanted(self) -> tuple[Image, Requirement]:
-        """Return what a template should be made of now: of this host, and of the image that its name stands for."""
+        """Return what a template should be made of now: of this host, and of the image that is meant by now."""
         self._host.renew()
-        if (stamp := self._image_stamp()) != self._stamp:
-            self._image = self._images.find(self._image.name)
-            self._stamp = stamp
+        self._image = self._choice.look(self._image)
         return self._image, self._requirement(self._image)
-
-    def _image_stamp(self) -> tuple[int, int] | None:
-        """Return what changes when the image's name comes to stand for another; None where a digest was asked for."""
-        if self._config.image not in self._images.names() and not is_recipe(self._config.image):
-            return None
-        try:
-            status = os.stat(self._images.directory / "names" / self._image.name)  # noqa: PTH116
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def _requirement(self, image: Image) -> Requirement:
         return Requirement.of(image.digest, self._config.memory_mib, self._config.vcpus, self._host.platform)
