@@ -24,6 +24,7 @@ REQUIREMENT = Requirement(
     memory_mib=256,
     vcpus=1,
     qemu_version="10",
+    libvirt_version="9.0.0",
     machine_type="q35",
     accelerator="tcg",
     cpu="max",

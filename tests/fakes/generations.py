@@ -82,6 +82,9 @@ class FakeTemplate:
             vm.can_run = self.can_run
             yield vm
 
+    def kept(self) -> FakeTemplate:
+        return self
+
     async def drift(self, max_age: float | None) -> Drift | None:
         self.looks += 1
         if self.series.drift_fails is not None:

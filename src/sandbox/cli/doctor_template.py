@@ -17,7 +17,7 @@ def hypervisor(config: HostConfig) -> Iterator[Check]:
     left = stale(config.runtime_dir)
     host = Hypervisor.connect_blocking(config)
     yield Check("qemu", "ok", f"{host.facts.qemu_version}, machine {host.facts.machine_type}")
-    yield Check("libvirt", "ok", f"{host.connection.version()} at {config.uri}")
+    yield Check("libvirt", "ok", f"{host.connection.version} at {config.uri}")
     if host.platform.accelerator == "kvm":
         yield Check("accelerator", "ok", f"KVM: {host.facts.kvm_verdict}")
     else:

@@ -7,6 +7,7 @@ import os
 import pwd
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -67,6 +68,7 @@ class Hypervisor:
             cache = directory / f"libvirt-{self.facts.emulator_id}-{accelerator}"
             root, emulator = self.rundir.path / "l", self.platform.emulator
             self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
+            self.platform = replace(self.platform, libvirt=self.connection.version)
             self.admission = Admission(config, self.rundir.path.name)
             parts = (self.connection, self.rundir, groups, self.admission)
             self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
@@ -128,9 +130,10 @@ class Hypervisor:
         """
         try:
             self.facts = load_facts(self._directory)
-            self.platform = _platform(self.facts, self.platform.accelerator, self._directory)
+            platform = _platform(self.facts, self.platform.accelerator, self._directory)
         except OSError as error:
             raise HypervisorError(f"this host cannot be looked at: {refused(error, self._directory)}") from error
+        self.platform = replace(platform, libvirt=self.connection.version)
         return self.platform
 
     def close(self) -> None:

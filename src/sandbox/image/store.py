@@ -126,6 +126,10 @@ class ImageStore:
                 images.append(self._load(directory.name))
         return sorted(images, key=lambda image: (image.name, image.digest))
 
+    def digests(self) -> set[str]:
+        """Return the digests of all images, damaged ones too."""
+        return {directory.name for directory in entries(self._objects)}
+
     def origins(self) -> dict[str, str]:
         """Return, by digest, the recipe's file that an image was built from last."""
         return {pointer.digest: pointer.origin for pointer, _ in self._pointers()}

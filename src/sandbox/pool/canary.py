@@ -12,17 +12,18 @@ from sandbox.vm import READY_SECONDS, VMSource
 _CLONES = 3
 
 
-async def try_canary(new: VMSource, live: VMSource, slowdown: float) -> None:
+async def try_canary(new: VMSource, live: VMSource | None, slowdown: float) -> None:
     """Start clones of `new` and of `live` by turns, never two at once; raise `TemplateError` if the new are no good.
 
     Every clone has proved its identity before it is given here. A live template that cannot be restored any more is no
-    reason against its successor.
+    reason against its successor; one that is known for it is None.
     """
     new_seconds: list[float] = []
     live_seconds: list[float] = []
     for _ in range(_CLONES):
         try:
-            live_seconds.append(await _start_and_use(live))
+            if live is not None:
+                live_seconds.append(await _start_and_use(live))
         except SandboxError:
             live_seconds.clear()
         new_seconds.append(await _start_and_use(new))

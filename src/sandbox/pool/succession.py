@@ -30,6 +30,8 @@ class RenewableSource(VMSource, Protocol):
     @property
     def generation(self) -> int: ...
 
+    def kept(self) -> Any: ...
+
     async def drift(self, max_age: float | None) -> Drift | None: ...
 
     def is_wanted(self, wanted: str) -> bool: ...
@@ -69,6 +71,10 @@ class Succession:
         self._asked = anyio.Event()
         self._scope = anyio.CancelScope()
         self._is_over = False
+        self._urged: VMSource | None = None
+        """The last source that could not be loaded: one such failure is enough to look at once."""
+        self._is_urgent = False
+        shelf.on_unloadable = self._on_unloadable
 
     @property
     def _live(self) -> RenewableSource:
@@ -124,10 +130,11 @@ class Succession:
 
     async def _look_in_time(self) -> None:
         self._asked = anyio.Event()
-        if not (self._served or self._orders):
+        if not (self._served or self._orders or self._is_urgent):
             with anyio.move_on_after(self._pause()):
                 await self._asked.wait()
         self._served, self._orders = [*self._served, *self._orders], []
+        self._is_urgent = False
         await self._look()
 
     async def _look(self) -> None:
@@ -148,7 +155,7 @@ class Succession:
     async def _renew(self, *, is_ordered: bool) -> None:
         live, began = self._live, self._shelf.now()
         drift = await live.drift(self._config.template_max_age)
-        if not is_ordered and (drift is None or (self._refused is not None and self._refused.is_wanted(drift.wanted))):
+        if not is_ordered and (drift is None or (self._was_refused(drift) and not drift.is_urgent)):
             return
         if drift is not None and drift.wanted != self._told:
             self._told = drift.wanted
@@ -159,7 +166,9 @@ class Succession:
                 seconds = self._shelf.now() - began
                 self._tell(EventKind.TEMPLATE_BAKED, seconds, generation=generation)
             try:
-                await try_canary(candidate.source, live, self._config.canary_slowdown)
+                is_broken = drift is not None and "state" in drift.reasons
+                slowdown = self._config.canary_slowdown
+                await try_canary(candidate.source, None if is_broken else live, slowdown)
             except HostResources:  # says nothing of the candidate
                 raise
             except SandboxError as error:
@@ -178,6 +187,16 @@ class Succession:
                 await source.tidy()
         except SandboxError as error:
             log.warning("old_templates_not_removed", template=self._shelf.name, error=str(error))
+
+    def _was_refused(self, drift: Drift) -> bool:
+        return self._refused is not None and self._refused.is_wanted(drift.wanted)
+
+    def _on_unloadable(self, source: VMSource) -> None:
+        """QEMU cannot load the state of this source: if it is the live one, another is due now."""
+        if source is self._shelf.source and source is not self._urged:
+            self._urged = source
+            self._is_urgent = True
+            self._asked.set()
 
     def _switch(self, source: RenewableSource, why: str, seconds: float) -> None:
         former = self._live

@@ -34,6 +34,8 @@ class Requirement(_Frozen):
     memory_mib: int
     vcpus: int
     qemu_version: str
+    libvirt_version: str
+    """It decides the addresses of devices and how QEMU is told to make them."""
     machine_type: str
     accelerator: str
     cpu: str
@@ -47,6 +49,7 @@ class Requirement(_Frozen):
             memory_mib=memory_mib,
             vcpus=vcpus,
             qemu_version=platform.qemu_version,
+            libvirt_version=platform.libvirt,
             machine_type=platform.machine_type,
             accelerator=platform.accelerator,
             cpu=platform.cpu,

@@ -48,17 +48,19 @@ def prune_images(images: ImageStore, templates: Path) -> tuple[Pruned, list[str]
     """Remove the templates of images without a name, then the images that have neither a name nor a template.
 
     Templates that a process uses, and those chosen by hand, stay with their images: every restore opens them. While
-    somebody bakes, all images stay, because a template tells its image only when it is done.
+    somebody bakes, or uses a template whose manifest is damaged, all images stay: nothing tells which one is needed.
     Return what was removed of images, and the names of the templates that were removed.
     """
     store, removed = TemplateStore(templates), []
 
     def in_use(named: set[str]) -> set[str]:
         chosen = {stored.manifest.requirement.image for stored in store.chosen()}
-        present = {image.digest for image in images.ls()}
+        present, whole = images.digests(), {image.digest for image in images.ls()}
         somebody_bakes = any(is_being_baked(lock) for lock in templates.glob("*.lock"))
-        removed.extend(prune_templates(templates, (named | chosen) & present))
-        return present if somebody_bakes else {stored.manifest.requirement.image for stored in store.ls()}
+        removed.extend(prune_templates(templates, (named | chosen) & whole))
+        if somebody_bakes or store.unreadable():
+            return present
+        return {stored.manifest.requirement.image for stored in store.ls()}
 
     return images.prune(in_use), removed
 

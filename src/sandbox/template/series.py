@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from sandbox.template.drift import Drift, Sight, drift_of
 from sandbox.template.hold import Hold, baking
 from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
 from sandbox.template.store import Stored, TemplateStore, hold_verified
+from sandbox.template.unloadable import check_hope, is_unloadable
 
 if TYPE_CHECKING:
     from sandbox.template.template import Template
@@ -95,12 +97,32 @@ class Series:
                 return template
             accelerator = self._host.platform.accelerator
             log.progress(f"baking the template ({self._config.image}, {self._config.memory_mib} MiB, {accelerator})")
-            generation = await run_sync(self._store.next_generation, self.name)
-            target = self._store.place(requirement, generation)
-            spec = self._spec(self._image, target)
-            await bake(self._host, spec, requirement, target, series=self.name, generation=generation)
-            template = await run_sync(self._existing)
-            await run_sync(self._store.prune)
+            return await self._bake(requirement)
+
+    async def instead_of(self, template: Template, said: str) -> Template:
+        """Return a newer template for the same, baked if need be: QEMU could not load the state of this one.
+
+        Raises `TemplateError` with QEMU's words, `said`, when one that was baked anew could not be loaded either.
+        """
+        requirement = self._requirement(self._image)
+        async with baking(self._store.lock(requirement)):
+            newest = partial(self._newest, self._image, requirement, template.generation)
+            if (found := await run_sync(newest)) is not None:  # another process was faster
+                return found
+            log.warning(
+                "template_not_loadable", template=template.directory.name, reason=said, remedy="it is baked anew"
+            )
+            return await self._bake(requirement)
+
+    async def _bake(self, requirement: Requirement) -> Template:
+        """Bake and publish the next generation, and return it. The caller holds the lock of those who bake."""
+        check_hope(requirement)
+        generation = await run_sync(self._store.next_generation, self.name)
+        target = self._store.place(requirement, generation)
+        spec = self._spec(self._image, target)
+        await bake(self._host, spec, requirement, target, series=self.name, generation=generation)
+        template = await run_sync(self._newest, self._image, requirement, generation - 1)
+        await run_sync(self._store.prune)
         if template is None:
             raise TemplateError(f"the template {target} vanished while it was made; is another process pruning?")
         return template
@@ -108,10 +130,11 @@ class Series:
     def drift(self, template: Template, max_age: float | None) -> Drift | None:
         """Return why `template` is not what should be used now, or None. Blocks, for some calls of `stat` at best."""
         image, requirement = self._wanted()
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         sight = Sight(
             wanted=requirement,
             pinned=None if pinned is None or not self._fits(pinned) else pinned.name,
+            is_loadable=not template.condition.complaint,
             age=time.monotonic() - template.baked_at,
             is_intact=template.is_intact(),
             is_other_kernel=image.manifest.kernel != template.image_parts[0],
@@ -152,7 +175,7 @@ class Series:
         return self._store.prune()
 
     def _existing(self) -> Template | None:
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         if pinned is not None:
             try:
                 return self._use(pinned)
@@ -160,14 +183,21 @@ class Series:
                 log.warning("template_pin_ignored", series=self.name, template=pinned.name, reason=str(error))
         return self._newest(self._image, self._requirement(self._image), beyond=0)
 
+    def _pinned(self) -> Stored | None:
+        """Return the generation that was chosen by hand, if it is there and QEMU can load it."""
+        pinned = self._store.pinned(self.name)
+        return None if pinned is None or is_unloadable(pinned) else pinned
+
     def _newest(self, image: Image, requirement: Requirement, beyond: int) -> Template | None:
         for stored in self._store.candidates(requirement):
-            if stored.manifest.generation > beyond and (hold := hold_verified(stored, requirement)) is not None:
+            if stored.manifest.generation <= beyond or is_unloadable(stored):
+                continue
+            if (hold := hold_verified(stored, requirement)) is not None:
                 return self._open(stored, image, hold)
         return None
 
     def _following(self, template: Template, requirement: Requirement, beyond: int) -> Template | None:
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         if pinned is not None and pinned.name != template.directory.name and self._fits(pinned):
             return self._use(pinned)
         return self._newest(self._image, requirement, beyond)

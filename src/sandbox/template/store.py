@@ -69,18 +69,23 @@ class TemplateStore:
 
     def faults(self) -> list[str]:
         """Return what is damaged, and why, a line each."""
-        found = []
-        for directory in self._directories():
-            try:
-                if self._load(directory) is None:
-                    found.append(f"{directory} has no manifest; `sandbox template prune` removes it")
-            except TemplateError as error:
-                found.append(str(error))
+        found = list(self.unreadable().values())
         for path in self._listed(self._pins):
             try:
                 self._chosen_name(path.name)
             except TemplateError as error:
                 found.append(str(error))
+        return found
+
+    def unreadable(self) -> dict[Path, str]:
+        """Return the templates that nobody can read any more, and why."""
+        found = {}
+        for directory in self._directories():
+            try:
+                if self._load(directory) is None:
+                    found[directory] = f"{directory} has no manifest; `sandbox template prune` removes it"
+            except TemplateError as error:
+                found[directory] = str(error)
         return found
 
     def find(self, name: str) -> Stored:
