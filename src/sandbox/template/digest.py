@@ -5,15 +5,48 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+Identity = tuple[int, int, int, int, int]
 _BLOCK = 64 * 1024
 _CHUNK = 64 * _BLOCK
 _ZEROS = bytes(_BLOCK)
 _THREADS = 8
+_SETTLED_NS = 100_000_000
+"""A file that was changed less than this before it was read may change again without another time stamp."""
+_KNOWN = 256
+_known: dict[Identity, str] = {}
+_knowing = threading.Lock()
+
+
+def identity(path: Path) -> Identity:
+    """Return what changes when a file is changed or exchanged, as far as `stat` tells. Raises `OSError`."""
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def digest_once(path: Path, *, is_final: bool = False) -> str:
+    """Return `digest_sparse` of a file, which this process reads once as long as its `identity` stays. Blocks.
+
+    `is_final` says that nobody writes to it any more. Another process reads it anew: what happens to the content on a
+    disk shows in no time stamp.
+    """
+    before, now = identity(path), time.time_ns()
+    with _knowing:
+        if (known := _known.get(before)) is not None:
+            return known
+    found = digest_sparse(path)
+    if identity(path) == before and (is_final or now - max(before[3:]) > _SETTLED_NS):
+        with _knowing:
+            while len(_known) >= _KNOWN:
+                del _known[next(iter(_known))]
+            _known[before] = found
+    return found
 
 
 def digest_sparse(path: Path) -> str:

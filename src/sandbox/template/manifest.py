@@ -14,7 +14,7 @@ from sandbox.errors import TemplateError
 from sandbox.hypervisor.domain_xml import DEVICES_VERSION, command_line
 from sandbox.hypervisor.spec import Platform
 from sandbox.stored import read_stored, seal, unseal, write_stored
-from sandbox.template.digest import digest_sparse
+from sandbox.template.digest import digest_once
 from sandbox.template.lint import LintReport
 
 FORMAT = 4
@@ -74,8 +74,9 @@ class FileDigest(_Frozen):
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileDigest:
-        return cls(size=path.stat().st_size, sha256=digest_sparse(path))
+    def of(cls, path: Path, *, is_final: bool = False) -> FileDigest:
+        """Return those of a file; see `digest_once`."""
+        return cls(size=path.stat().st_size, sha256=digest_once(path, is_final=is_final))
 
 
 class TemplateManifest(_Frozen):
@@ -133,7 +134,10 @@ class TemplateManifest(_Frozen):
         write_stored(directory / MANIFEST, seal(self.model_dump(mode="json")))
 
     def verify(self, directory: Path, requirement: Requirement) -> None:
-        """Raise `TemplateError` unless the files are what was baked, for exactly this requirement. Reads them all."""
+        """Raise `TemplateError` unless the files are what was baked, for exactly this requirement.
+
+        A process reads them all the first time, and again when `stat` tells that they have changed.
+        """
         if self.requirement != requirement:
             names = ", ".join(requirement.differences(self.requirement))
             raise TemplateError(f"the template was made for another {names}")

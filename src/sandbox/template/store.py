@@ -113,8 +113,12 @@ class TemplateStore:
         return sorted(matching, key=lambda stored: -stored.manifest.generation)
 
     def next_generation(self, series: str) -> int:
-        """Return the number for the next template of the series. Numbers of removed templates may come again."""
-        return max((stored.manifest.generation for stored in self.ls(series)), default=0) + 1
+        """Return the number for the next template of the series. Numbers of removed templates may come again.
+
+        A template that nobody can read keeps its number: a process may still use it.
+        """
+        unreadable = [int(directory.suffix.removeprefix(".")) for directory in self.unreadable()]
+        return max([*unreadable, *(stored.manifest.generation for stored in self.ls(series))], default=0) + 1
 
     def former(self, series: str, generation: int) -> Stored | None:
         """Return the last generation before this one that is still there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
+from sandbox.template.digest import Identity, identity
 from sandbox.template.drift import Drift
 from sandbox.template.hold import Hold
 from sandbox.template.manifest import MEMORY, STATE, TemplateManifest
@@ -198,13 +198,10 @@ class Template:
         """Return whether its files are those that were verified, as far as `stat` tells. Blocks."""
         return self._files == self._look()
 
-    def _look(self) -> list[tuple[int, int, int]]:
-        found = []
-        with suppress(FileNotFoundError):
-            for name in (MEMORY, STATE):
-                status = os.stat(self.directory / name)  # noqa: PTH116
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return found
+    def _look(self) -> list[Identity]:
+        with suppress(OSError):
+            return [identity(self.directory / name) for name in (MEMORY, STATE)]
+        return []
 
     @asynccontextmanager
     async def _restore(self) -> AsyncIterator[VM]:
