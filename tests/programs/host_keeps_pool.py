@@ -8,7 +8,7 @@ from sandbox.config import TemplateConfig
 
 
 async def main() -> None:
-    config = PoolConfig(template=TemplateConfig(memory_mib=160), min_size=1, max_size=4, template_check_interval=0.05)
+    config = PoolConfig(template=TemplateConfig(memory_mib=160), min_size=1, max_size=4, template_check_interval=0.3)
     async with VMPool(config) as pool, pool.acquire() as leased:
         print("open", flush=True)
         while await asyncio.to_thread(sys.stdin.readline):

@@ -129,6 +129,21 @@ def test_a_damaged_image_is_refused_and_told(data: Path, kind: str, capsys: pyte
 
 
 @KINDS
+def test_the_layers_of_an_image_that_cannot_be_read_stay(data: Path, kind: str) -> None:
+    """To make them anew takes a mirror and a minute, and the image in use has their files."""
+    store = ImageStore(data / "images")
+    image = publish_image(store, "default", b"new", layer="1" * 64)
+    damage(image.directory / "manifest.json", kind)
+    assert image_commands.prune() == 0
+    assert image.root.exists()
+    assert (store.layers / ("1" * 64)).exists()
+    assert publish_image(store, "default", b"new", layer="1" * 64) == image
+    publish_image(store, "default", b"newer", layer="2" * 64)
+    assert image_commands.prune() == 0
+    assert not (store.layers / ("1" * 64)).exists(), "the control"
+
+
+@KINDS
 def test_a_damaged_template_is_no_template(data: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It is told by `ls` and removed by `prune`; the others stay."""
     store = TemplateStore(data / "templates")

@@ -15,7 +15,7 @@ from typing import TypeVar, TypeVarTuple
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import ConfigError, HostResources, HypervisorError
+from sandbox.errors import ConfigError, HostResources, HypervisorError, SandboxError
 from sandbox.hypervisor import threads
 from sandbox.hypervisor.admission import Admission
 from sandbox.hypervisor.connection import Connection, is_begun
@@ -59,7 +59,11 @@ class Hypervisor:
         account = pwd.getpwnam(self.facts.user) if self.facts.user else None
         self.owner = (account.pw_uid, account.pw_gid) if account else None
         self._process = os.getpid()
-        self.rundir = RunDirectory.create(config.paths.runtime)
+        try:
+            self.rundir = RunDirectory.create(config.paths.runtime)
+        except OSError as error:
+            said = refused(error, config.paths.runtime, "SANDBOX_RUNTIME_DIR")
+            raise HypervisorError(f"a run directory cannot be made: {said}") from error
         try:
             reap(config.paths.runtime)
             wanted = config.cgroup if config.uri.startswith("qemu:///embed") else "off"
@@ -72,8 +76,10 @@ class Hypervisor:
             self.admission = Admission(config, self.rundir.path.name)
             parts = (self.connection, self.rundir, groups, self.admission)
             self.starter = Starter(*parts, owner=self.owner, cpu_limit=config.cpu_limit, nice=config.nice)
-        except BaseException:
+        except BaseException as error:
             self.rundir.remove()
+            if isinstance(error, OSError) and not isinstance(error, SandboxError):
+                raise HypervisorError(f"libvirt cannot be prepared: {refused(error, directory)}") from error
             raise
         self._numbers = count(1)
 

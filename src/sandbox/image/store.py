@@ -226,7 +226,8 @@ class ImageStore:
 
         `in_use` is called while nobody can build. It is given the digests that are wanted, and returns further ones
         that stay. A running VM keeps the files which it has open, but a restore opens them anew. Where a name is
-        damaged, the images that bear it stay. What is no image and no layer stays, too; `faults` tells of it.
+        damaged, the images that bear it stay; where a manifest is, the layers. What is no image and no layer stays,
+        too; `faults` tells of it.
         Raises `ImageError`, also where the store belongs to another user.
         """
         removed: list[str] = []
@@ -241,10 +242,12 @@ class ImageStore:
         images = self.ls()
         damaged = {path.name for path in entries(self._names) if isinstance(read_pointer(path, NAME), Fault)}
         wanted = self.wanted() | {image.digest for image in images if image.name in damaged}
-        manifests = [image.manifest for image in images if image.digest in wanted]
-        sources = {key for manifest in manifests for key in (manifest.layer, manifest.kernel_layer)}
+        kept = wanted | in_use(wanted)
+        sources = {key for image in images if image.digest in wanted for key in _layers(image.manifest)}
+        if (self.digests() & kept) - {image.digest for image in images}:  # nothing tells what those were made from
+            sources |= {layer.name for layer in entries(self.layers)}
         freed = 0
-        for parent, keep in ((self._objects, wanted | in_use(wanted)), (self.layers, sources)):
+        for parent, keep in ((self._objects, kept), (self.layers, sources)):
             for directory in entries(parent):
                 if directory.name not in keep and DIGEST.fullmatch(directory.name):
                     freed += remove_tree(directory)
@@ -302,6 +305,11 @@ class ImageStore:
             if size != record.size:
                 raise _damaged(manifest.name, f"{name} has {size} bytes, expected {record.size}")
         return Image(manifest.name, digest, directory, manifest)
+
+
+def _layers(manifest: ImageManifest) -> tuple[str, ...]:
+    """Return the keys of the layers that an image was made from."""
+    return (manifest.layer,) if manifest.kernel_layer is None else (manifest.layer, manifest.kernel_layer)
 
 
 def _damaged(name: str, what: str) -> ImageError:

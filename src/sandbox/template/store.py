@@ -45,6 +45,7 @@ class TemplateStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._pins = directory / "pins"
+        self._ignored: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"TemplateStore({str(self.directory)!r})"
@@ -148,15 +149,21 @@ class TemplateStore:
         try:
             name = self._chosen_name(series)
         except TemplateError as error:
-            log.warning("template_pin_ignored", series=series, reason=str(error))
+            self._ignore_pin(series, str(error))
             return None
         if name is None:
             return None
         for stored in self.ls(series):
             if stored.name == name:
                 return stored
-        log.warning("template_pin_ignored", series=series, template=name, reason="it is not there any more")
+        self._ignore_pin(series, f"{name} is not there any more; `sandbox template rollback --undo` forgets it")
         return None
+
+    def _ignore_pin(self, series: str, reason: str) -> None:
+        """Say once why a choice is not followed: a pool looks again and again."""
+        if self._ignored.get(series) != reason:
+            self._ignored[series] = reason
+            log.warning("template_pin_ignored", series=series, reason=reason)
 
     def chosen(self) -> list[Stored]:
         """Return the generations of all series that were chosen by hand and are there."""
