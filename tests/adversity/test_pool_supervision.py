@@ -9,12 +9,12 @@ import anyio
 import pytest
 
 from sandbox.config import PoolConfig
-from sandbox.errors import StartError
+from sandbox.errors import StartError, StateNotLoaded
 from sandbox.event import EventKind, LifeEvent
 from sandbox.pool.pool import VMPool
 from sandbox.pool.supervision import contained, supervise
 from sandbox.vm import VMSource
-from tests.fakes.world import FakeWorld
+from tests.fakes.world import FakeVM, FakeWorld
 from tests.proofs import test_generations_rollover
 from tests.proofs.test_generations_rollover import INTERVAL, Play, Scene
 
@@ -118,6 +118,36 @@ def test_a_start_that_fails_is_a_failed_start(error: Exception, play: Play, capl
 
     play(story())
     caplog.clear()
+
+
+@pytest.mark.parametrize("interval", [None, INTERVAL])
+@pytest.mark.parametrize("fault", ["none", "bake", "next is broken, too"])
+def test_a_template_that_cannot_be_loaded_any_more_is_replaced(play: Play, fault: str, interval: float | None) -> None:
+    """At once, and again after longer and longer pauses; leases go on, callers are told QEMU's words meanwhile."""
+    scene = Scene(template_check_interval=interval, min_size=1)
+
+    async def story() -> None:
+        async with scene.pool as pool:
+            await pool.wait_ready()
+            scene.series.broken = {1, 2} if fault == "next is broken, too" else {1}
+            scene.series.bake_fails = fault == "bake"
+            lease = await pool.claim()
+            await anyio.sleep(8)
+            if fault != "none":
+                assert not scene.events(EventKind.GENERATION_CHANGED)
+                with pytest.raises(StateNotLoaded, match="load of migration failed"):
+                    await pool.claim(600)
+                scene.series.bake_fails = False
+            await anyio.sleep(200)
+            (change,) = [event.fields for event in scene.events(EventKind.GENERATION_CHANGED)]
+            assert change["why"] == "state"
+            assert change["generation"] == {"none": 2, "bake": 3, "next is broken, too": 3}[fault]
+            async with await pool.claim(60) as vm:
+                assert cast("FakeVM", vm).generation == change["generation"]
+            assert not lease.has_ended
+            scene.series.broken = set()
+
+    play(story())
 
 
 async def test_only_ordinary_exceptions_are_contained() -> None:

@@ -22,6 +22,8 @@ from sandbox.vm import VMSource
 _HARMLESS = {"image", "kernel", "agent", "age", "pin"}
 """Differences between a former generation and the wanted one that do not keep it from being restored."""
 
+_AGAIN_SECONDS = 30.0
+
 
 @runtime_checkable
 class RenewableSource(VMSource, Protocol):
@@ -126,6 +128,8 @@ class Succession:
 
     def _pause(self) -> float | None:
         interval = self._config.template_check_interval
+        if interval is None and self._failures and self._urged is self._shelf.source:
+            interval = _AGAIN_SECONDS  # no VM comes of the live template, so this is tried until there is another
         return None if interval is None else renewal_back_off(interval, self._failures)
 
     async def _look_in_time(self) -> None:
