@@ -106,13 +106,13 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
 
 
 def owner_of(path: Path) -> str:
-    """Return whose a path is, or what stands in its place, for a message."""
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    uid = existing.stat().st_uid
+    """Return whose a path is, or else what is there of the way to it, for a message."""
+    seen = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    uid = seen.lstat().st_uid
     try:
-        return f"{existing} belongs to {pwd.getpwuid(uid).pw_name}"
+        return f"{seen} belongs to user {pwd.getpwuid(uid).pw_name}"
     except KeyError:
-        return f"{existing} belongs to uid {uid}"
+        return f"{seen} belongs to user {uid}"
 
 
 def resource(name: str) -> Path:

@@ -153,7 +153,11 @@ attempt(runtime_dir=Path(sys.argv[1]) / "r")
     runtime.chmod(0o1777)
     (said,) = _python(code, runtime, str(runtime))
     runtime.chmod(0o755)
-    assert re.match(r"HYPERVISOR cannot write in .*Permission denied; .* belongs to root; set SANDBOX_DATA_DIR", said)
+    assert re.match(
+        r"HYPERVISOR what is known of this host cannot be kept: .*Permission denied; .* belongs to user root: "
+        "set SANDBOX_DATA_DIR",
+        said,
+    )
 
 
 def test_one_connection_serves_all_who_agree_on_it(runtime: Path) -> None:
@@ -221,6 +225,33 @@ async def look():
 asyncio.run(look())
 """
     assert _python(code, runtime) == ["0 True"]
+
+
+def test_libvirt_learns_of_another_qemu_before_it_starts_a_vm(runtime: Path, tmp_path: Path) -> None:
+    """Its probe takes seconds, and half a minute where its processes become ours, as they would during a start."""
+    for part in (tmp_path, *tmp_path.parents[:2]):  # QEMU's own user must get there
+        part.chmod(0o755)
+    other = tmp_path / "qemu-system-x86_64"
+    other.write_text(f'#!/bin/sh\nexec {shutil.which("qemu-system-x86_64")} "$@"\n')
+    other.chmod(0o755)
+    code = """
+import hashlib
+def is_known(host):
+    name = hashlib.sha256(host.platform.emulator.encode()).hexdigest()
+    return list((host.rundir.path / "l/cache").rglob(name + ".xml")) != []
+
+host = Hypervisor.connect_blocking(HostConfig())
+before, known = host.platform.emulator, [is_known(host)]
+os.environ["PATH"] = sys.argv[1] + ":" + os.environ["PATH"]
+host.renew()
+print(host.platform.emulator != before, known + [is_known(host)], end=END)
+Path(host.platform.emulator).unlink()
+version = host.connection._learned
+host.renew()
+print(version != host.connection._learned, end=END)
+asyncio.run(use())
+"""
+    assert _python(code, runtime, str(tmp_path)) == ["True [True, True]", "True", "42"]
 
 
 def test_a_driver_that_cannot_start_at_all_says_so_twice(runtime: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import struct
 import tempfile
@@ -143,6 +144,8 @@ def test_kvm_that_is_there_and_not_used_is_a_warning(
             assert facts.accelerator() == "tcg"
             facts.announce("auto", "tcg")
     assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True, True]
+    words = caplog.records[0].__dict__["in_words"]
+    assert re.fullmatch("software emulation, no security boundary: .*Permission denied; see `sandbox doctor`", words)
     assert the_host.probes == 1
     caplog.clear()
     load().announce("tcg", "tcg")

@@ -112,7 +112,7 @@ def test_a_place_that_is_not_ours_is_not_used(shared: Path, monkeypatch: pytest.
 def test_a_shared_directory_of_another_users_is_not_used(shared: Path, tmp_path: Path) -> None:
     """Its owner could put another one in the place of ours; so could all without a sticky bit; a link may move."""
     os.chown(shared, NOBODY, -1)
-    with pytest.raises(HypervisorError, match="belongs to nobody"):
+    with pytest.raises(HypervisorError, match="belongs to user nobody"):
         Ledger(shared, "00000000")
     os.chown(shared, 0, -1)
     shared.chmod(0o777)

@@ -18,13 +18,14 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import HypervisorError
+from sandbox.errors import HypervisorError, StateNotLoaded
 
 from sandbox.hypervisor.libvirt_log import libvirt  # isort: skip - it must come before any other import of libvirt
 import libvirt_qemu
 
+from sandbox.hypervisor.complaint import complaint_in
 from sandbox.hypervisor.facts import LOG_KIB
-from sandbox.hypervisor.process import adopting_orphans
+from sandbox.hypervisor.process import adopting_orphans, leaving_orphans
 from sandbox.log import log
 from sandbox.paths import make_directory
 from sandbox.trace.stage import stage
@@ -67,6 +68,9 @@ class Connection:
         self._opening = threading.Lock()
         self._opened = handle
         self._callback = self._listen()
+        self._version = self._ask_version()
+        self._learned: tuple[str, int] | None = None
+        """The emulator that libvirt knows, and when that file was last changed."""
 
     @property
     def _handle(self) -> Any:
@@ -75,6 +79,7 @@ class Connection:
             if not self.is_embedded and not self._opened.isAlive():
                 self._opened = libvirt.open(self._uri)
                 self._callback = self._listen()
+                self._version = self._ask_version()
                 log.warning("libvirt_reconnected", uri=self._uri)
             return self._opened
 
@@ -118,12 +123,32 @@ class Connection:
                 raise
             if is_embedded:
                 _embedded_root = root
-            # Now, not at a start, while we adopt orphans: the probe's processes must go to init, which reaps them.
-            handle.getDomainCapabilities(emulator, "x86_64", "q35", None)
             connection = cls(handle, uri, is_embedded=is_embedded)
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt cannot be used at {uri}: {error}; `sandbox doctor` tells more") from error
+        try:
+            connection.learn(emulator)
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def learn(self, emulator: str) -> None:
+        """Let libvirt find out what a QEMU can do, which takes seconds, unless it has and the file is the same.
+
+        Now, so that it does not happen at a start while we adopt orphans. Raises `OSError` if there is no such file.
+        """
+        found = (emulator, Path(emulator).stat().st_ctime_ns)
+        if found == self._learned:
+            return
+        try:
+            with leaving_orphans():  # libvirt waits half a minute for a process of the probe that only we could reap
+                self._handle.getDomainCapabilities(emulator, "x86_64", "q35", None)
+        except libvirt.libvirtError as error:
+            raise HypervisorError(
+                f"libvirt cannot be used at {self._uri} with {emulator}: {error}; `sandbox doctor` tells more"
+            ) from error
+        self._learned = found
 
     def close(self) -> None:
         try:
@@ -138,7 +163,8 @@ class Connection:
         """Create the domain, load `state` if given, and let it run; leave nothing behind on failure.
 
         `log_file` is what libvirt writes about the domain; it is removed when the domain is gone. `before_running` is
-        called when its process exists and before its guest executes anything.
+        called when its process exists and before its guest executes anything. Raises `StateNotLoaded` when QEMU says
+        that it cannot load `state`, and `HypervisorError` for every other failure.
         """
         # Not bound to the connection: a daemon that is upgraded would end every VM that is at work.
         flags = libvirt.VIR_DOMAIN_START_PAUSED
@@ -149,9 +175,7 @@ class Connection:
                 domain = self._handle.createXML(xml, flags)
             if state is not None:
                 with stage("have the state loaded"):
-                    _ignore_shared_memory(domain)
-                    _qmp(domain, "migrate-incoming", uri=f"file:{state}")
-                    _wait_migrated(domain, "loading the saved state")
+                    _load(domain, state, log_file)
             if before_running is not None:
                 with stage("wait for the control group"):
                     before_running()
@@ -161,7 +185,8 @@ class Connection:
             if domain is not None:
                 self.destroy(name)
             self._forget(name)
-            raise HypervisorError(f"the VM {name} did not start: {_COMMAND.sub('QEMU: ', str(error))}") from error
+            kind = StateNotLoaded if isinstance(error, StateNotLoaded) else HypervisorError
+            raise kind(f"the VM {name} did not start: {_COMMAND.sub('QEMU: ', str(error))}") from error
 
     def save(self, name: str, state: Path) -> None:
         """Stop the domain for good and write its device state (not its shared memory) to `state`."""
@@ -208,8 +233,13 @@ class Connection:
         """Return the names of the domains that libvirt takes for alive."""
         return [domain.name() for domain in self._handle.listAllDomains()]
 
+    @property
     def version(self) -> str:
-        number = self._handle.getLibVersion()
+        """The version of libvirt: of the library for the embedded driver, else of the daemon at the other end."""
+        return self._version
+
+    def _ask_version(self) -> str:
+        number = self._opened.getLibVersion()
         return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
     def _on_event(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
@@ -255,7 +285,7 @@ def _qmp(domain: Any, command: str, **arguments: Any) -> Any:
     request = json.dumps({"execute": command, "arguments": arguments})
     reply = json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))
     if "return" not in reply:
-        raise HypervisorError(f"QEMU refuses {command}: {reply.get('error', {}).get('desc', reply)}")
+        raise _MigrationFailed(f"QEMU refuses {command}: {reply.get('error', {}).get('desc', reply)}")
     return reply["return"]
 
 
@@ -263,11 +293,31 @@ def _ignore_shared_memory(domain: Any) -> None:
     _qmp(domain, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
 
 
+def _load(domain: Any, state: Path, log_file: Path) -> None:
+    """Have QEMU load a saved state. Raises `StateNotLoaded`, with its words, when it says that it cannot."""
+    with complaint_in(log_file) as complaint:
+        try:
+            _ignore_shared_memory(domain)
+            _qmp(domain, "migrate-incoming", uri=f"file:{state}")
+            _wait_migrated(domain, "loading the saved state")
+        except libvirt.libvirtError as error:  # a QEMU that fails at it ends
+            if not (said := complaint.text()):
+                raise
+            raise StateNotLoaded(f"QEMU cannot load the saved state {state}: {said}") from error
+        except _MigrationFailed as error:
+            said = complaint.text()
+            raise StateNotLoaded(f"{error}{': ' if said else ''}{said}") from error
+
+
+class _MigrationFailed(HypervisorError):
+    """QEMU itself says that it cannot load or save a state."""
+
+
 def _wait_migrated(domain: Any, doing: str) -> None:
     deadline = time.monotonic() + _MIGRATION_SECONDS
     while (status := _qmp(domain, "query-migrate")).get("status") != "completed":
         if status.get("status") in ("failed", "cancelled"):
-            raise HypervisorError(f"QEMU failed at {doing}: {status.get('error-desc', 'no reason given')}")
+            raise _MigrationFailed(f"QEMU failed at {doing}: {status.get('error-desc', 'no reason given')}")
         if time.monotonic() > deadline:
             raise HypervisorError(f"QEMU did not finish {doing} within {_MIGRATION_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)

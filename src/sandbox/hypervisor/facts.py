@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 import zlib
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from sandbox.hypervisor.kvm import ABSENT, PROBE_ROM, kvm_id, kvm_settings, prob
 from sandbox.hypervisor.spec import AcceleratorKind
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, seal, unseal, write_stored
 
 _LOOK_SECONDS = 10.0
 _MOMENT_SECONDS = 600.0
@@ -100,6 +99,7 @@ class HostFacts:
             reason=self.kvm_verdict,
             consequence="`auto` takes software emulation, which is no security boundary",
             remedy="`sandbox doctor`",
+            in_words=f"software emulation, no security boundary: {self.kvm_verdict}; see `sandbox doctor`",
         )
 
     @property
@@ -152,14 +152,14 @@ def load_facts(directory: Path) -> HostFacts:
     facts = _find(directory, *circumstances)
     if not facts.is_lasting:
         _unkept[cached] = facts
-    _write_atomically(cached, json.dumps(asdict(facts), indent=1).encode())
+    write_stored(cached, seal(asdict(facts)))
     return facts
 
 
 def _read(cached: Path) -> HostFacts | None:
-    """Return what was found before; None if that is nothing, too old, or of another version of this program."""
+    """Return what was found before; None if that is nothing, too old, damaged, or of another version of sandbox."""
     try:
-        facts = HostFacts(**json.loads(cached.read_text()))
+        facts = HostFacts(**unseal(read_stored(cached)))
         is_fresh = facts.is_lasting or time.time() - cached.stat().st_mtime < _MOMENT_SECONDS
         return facts if is_fresh else None
     except (OSError, ValueError, TypeError):
@@ -172,17 +172,25 @@ def launcher(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) ->
     What QEMU prints beyond the bound is lost. The script also has the kernel kill QEMU sooner than this process when
     memory is at an end. Unlike what is set from outside, both need no privilege and hold from the first instruction.
     """
-    text = _LAUNCHER.format(
+    program = _LAUNCHER.format(
         emulator=shlex.quote(facts.emulator),
         cases=_WITHOUT_KVM if accelerator == "tcg" else "",
         log_kib=LOG_KIB,
         sooner=_SOONER,
         file_kib=_FILE_KIB,
     ).encode()
-    path = directory / f"qemu-{accelerator}-{facts.emulator_id}-{zlib.crc32(text):08x}"
-    if not path.exists():
-        _write_atomically(path, text, mode=0o755)
+    path = directory / f"qemu-{accelerator}-{facts.emulator_id}-{zlib.crc32(program):08x}"
+    if not _holds(path, program):
+        write_stored(path, program, mode=0o755)
     return str(path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a program is there as it should be: what is damaged is written anew."""
+    try:
+        return read_stored(path) == content and path.stat().st_mode & 0o777 == 0o755
+    except OSError:
+        return False
 
 
 def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access: str, user: str | None) -> HostFacts:
@@ -192,7 +200,7 @@ def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access
     if match is None or machine is None:
         raise HypervisorError(f"{emulator} does not say its version or has no q35 machine; run `sandbox setup`")
     rom = directory / f"probe-{os.geteuid()}.rom"
-    _write_atomically(rom, PROBE_ROM)
+    write_stored(rom, PROBE_ROM)
     verdict = probe_kvm(emulator, user, rom)
     return HostFacts(
         emulator=emulator,
@@ -223,11 +231,3 @@ def _run(command: list[str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LOOK_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise HypervisorError(f"`{' '.join(command)}` failed: {error}; run `sandbox setup`") from error
-
-
-def _write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    Path(temporary).replace(path)

@@ -8,6 +8,7 @@ import pwd
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -15,7 +16,7 @@ from typing import TypeVar, TypeVarTuple
 from anyio.to_thread import run_sync
 
 from sandbox.config import HostConfig
-from sandbox.errors import ConfigError, HostResources, HypervisorError
+from sandbox.errors import ConfigError, HostResources, HypervisorError, SandboxError
 from sandbox.hypervisor import threads
 from sandbox.hypervisor.admission import Admission
 from sandbox.hypervisor.connection import Connection, embedded_root, is_begun
@@ -31,7 +32,8 @@ from sandbox.hypervisor.starter import Started, Starter, kill_by_name
 from sandbox.hypervisor.stream import SocketStream
 from sandbox.hypervisor.undertaker import Undertaker
 from sandbox.inherited import check_not_forked
-from sandbox.paths import make_directory, owner_of
+from sandbox.paths import make_directory
+from sandbox.stored import refused
 from sandbox.trace.stage import stage
 
 T = TypeVar("T")
@@ -60,10 +62,7 @@ class Hypervisor:
             accelerator = self.facts.accelerator(config.accelerator)
             self.platform = _platform(self.facts, accelerator, directory, is_embedded=self._is_embedded)
         except OSError as error:
-            raise HypervisorError(
-                f"cannot write in {data}: {error.strerror}; {owner_of(directory)}; "
-                "set SANDBOX_DATA_DIR to a directory of yours"
-            ) from error
+            raise HypervisorError(f"what is known of this host cannot be kept: {refused(error, data)}") from error
         self.facts.check_isolation(config.require_isolation, accelerator)
         self.facts.announce(config.accelerator, accelerator)
         raise_descriptor_limit()
@@ -75,8 +74,10 @@ class Hypervisor:
             with ExitStack() as stack:
                 self._open(config, stack)
                 stack.pop_all()
-        except BaseException:
+        except BaseException as error:
             _keep_or_remove(self.rundir)
+            if isinstance(error, OSError) and not isinstance(error, SandboxError):
+                raise HypervisorError(f"libvirt cannot be prepared: {refused(error, directory)}") from error
             raise
         self.undertaker = Undertaker(self.rundir.path, LOCK_FILE)
         self._numbers = count(1)
@@ -96,6 +97,7 @@ class Hypervisor:
         cache = self._directory / f"libvirt-{self.facts.emulator_id}-{self.platform.accelerator}"
         root, emulator = self.rundir.path / "l", self.platform.emulator
         self.connection = Connection.open(config.uri, root, cache, emulator, self.facts.user)
+        self.platform = replace(self.platform, libvirt=self.connection.version)
         parts = (self.connection, self.rundir, groups, self.admission)
         self.starter = Starter(
             *parts,
@@ -154,10 +156,17 @@ class Hypervisor:
     def renew(self) -> Platform:
         """Look at the host again and have later starts use what is there now; the accelerator stays.
 
-        Blocks: for a few calls of `stat` when nothing has changed, for a second when QEMU was replaced.
+        Blocks: for a few calls of `stat` when nothing has changed, for some seconds when QEMU was replaced. If
+        this fails, all stays as it was.
         """
-        self.facts = load_facts(self._directory)
-        self.platform = _platform(self.facts, self.platform.accelerator, self._directory, is_embedded=self._is_embedded)
+        try:
+            facts = load_facts(self._directory)
+            platform = _platform(facts, self.platform.accelerator, self._directory, is_embedded=self._is_embedded)
+            self.connection.learn(platform.emulator)
+        except OSError as error:
+            raise HypervisorError(f"this host cannot be looked at: {refused(error, self._directory)}") from error
+        self.platform = replace(platform, libvirt=self.connection.version)
+        self.facts = facts  # last: a start in another thread is refused until it has the platform of these
         return self.platform
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from sandbox.hypervisor.process import Process
 from sandbox.inherited import Descriptor, check_not_forked
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, refused
 
 LOCK_FILE = "sandbox.lock"
 GROUPS_FILE = "cgroups"
@@ -41,6 +42,9 @@ _LONGEST = {
     False: "/01234567/sbx-01234567-123456.sock",
 }
 """The longest name of a socket below the runtime directory: with libvirt inside this process its own, else ours."""
+_LIST_BYTES = 64 * 1024
+_PIDS = 2**31
+_LOCKING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class RunDirectory:
@@ -69,14 +73,13 @@ class RunDirectory:
             name = secrets.token_hex(4)
             unborn, path = runtime / f".{name}", runtime / name
             make_directory(unborn, 0o711)
+            lock = Descriptor(os.open(unborn / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
+            unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
         except OSError as error:
-            raise HypervisorError(
-                f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
-            ) from error
-        lock = Descriptor(os.open(unborn / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
-        unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
+            said = refused(error, runtime, "SANDBOX_RUNTIME_DIR")
+            raise HypervisorError(f"cannot make a run directory: {said}") from error
         return cls(path, lock)
 
     def remove(self) -> None:
@@ -159,17 +162,25 @@ def stale(runtime: Path) -> int:
 
 def run_directories(runtime: Path) -> list[Path]:
     """Return every run directory, whoever owns it."""
-    return sorted(path for path in runtime.glob(_NAMES) if (path / LOCK_FILE).exists())
+    return sorted(path for path in runtime.glob(_NAMES) if _has_lock(path))
+
+
+def _has_lock(path: Path) -> bool:
+    """Return whether there is a lock file in this directory; whatever else bears its name is none of ours."""
+    try:
+        return stat.S_ISREG((path / LOCK_FILE).lstat().st_mode)
+    except OSError:
+        return False
 
 
 def has_owner(path: Path) -> bool:
     """Return whether the process that made this run directory lives: it holds the lock as long as it does."""
     try:
-        lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # it is being removed by its owner right now
-        return True
+        lock = os.open(path / LOCK_FILE, _LOCKING)
     except PermissionError:  # another user's: the lock may be looked at only by who may open it
         return owner_pid(path) is None or Path(f"/proc/{owner_pid(path)}").exists()
+    except OSError:  # it is being removed by its owner right now, or none of ours
+        return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -182,9 +193,10 @@ def has_owner(path: Path) -> bool:
 def owner_pid(path: Path) -> int | None:
     """Return the process id that is written in a run directory's lock; None if it cannot be read."""
     try:
-        return int((path / LOCK_FILE).read_text())
+        pid = int(read_stored(path / LOCK_FILE))
     except (OSError, ValueError):
         return None
+    return pid if 0 < pid < _PIDS else None
 
 
 def group_name(path: Path) -> str:
@@ -205,13 +217,13 @@ def _ownerless(runtime: Path) -> Iterator[tuple[Path, int]]:
         with ExitStack() as stack:
             try:
                 directory = stack.enter_context(_opened(path))
-                lock = Descriptor(os.open(LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+                lock = Descriptor(os.open(LOCK_FILE, _LOCKING, dir_fd=directory))
                 stack.callback(lock.close)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 there = os.stat(LOCK_FILE, dir_fd=directory, follow_symlinks=False)
             except OSError:  # its owner lives or has just removed it, it is another user's, or no run directory
                 continue
-            if os.path.samestat(os.fstat(lock.fileno()), there):
+            if stat.S_ISREG(there.st_mode) and os.path.samestat(os.fstat(lock.fileno()), there):
                 yield path, directory
 
 
@@ -233,11 +245,14 @@ def _opened(path: Path) -> Iterator[int]:
 def _remove_groups(path: Path, directory: int) -> None:
     """Remove the control groups of a run directory whose VMs are dead. Only empty directories of its name go."""
     try:
-        listed = os.open(GROUPS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        listed = os.open(GROUPS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        with os.fdopen(listed, "rb") as file:
+            lines = os.fsdecode(file.read(_LIST_BYTES)).split("\n")
     except FileNotFoundError:  # none were made
         return
-    with os.fdopen(listed) as file:
-        lines = file.read().splitlines()
+    except OSError as error:  # `reap_left_over` looks for them itself
+        log.warning("control_groups_not_listed", path=str(path), reason=str(error))
+        return
     for line in lines:
         parent = Path(line)
         if parent.name != group_name(path) or not (parent / "cgroup.procs").exists():
