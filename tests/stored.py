@@ -16,7 +16,15 @@ ZERO = "0" * 64
 
 
 def publish_image(
-    store: ImageStore, name: str, content: bytes, layer: str = ZERO, kernel_layer: str | None = None
+    store: ImageStore,
+    name: str,
+    content: bytes,
+    layer: str = ZERO,
+    kernel_layer: str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    inputs: str = ZERO,
+    origin: str = "",
 ) -> Image:
     """Publish an image whose three files have that content; the root is hard-linked from a layer."""
     with store.locked(lambda: None), store.building() as work:
@@ -32,7 +40,7 @@ def publish_image(
             (image / file).write_bytes(content)
         manifest = ImageManifest(
             name=name,
-            recipe=Recipe(name=name, packages=("python3",)),
+            recipe=recipe or Recipe(name=name, packages=("python3",)),
             suite="bookworm",
             arch="amd64",
             kernel="6.12",
@@ -43,9 +51,9 @@ def publish_image(
             protocol=1,
             layer=layer,
             kernel_layer=kernel_layer,
-            inputs=ZERO,
+            inputs=inputs,
         )
-        return store.publish(image, manifest)
+        return store.publish(image, manifest, origin)
 
 
 def save_template(
@@ -57,6 +65,7 @@ def save_template(
         memory_mib=256,
         vcpus=1,
         qemu_version="10",
+        libvirt_version="9.0.0",
         machine_type="q35",
         accelerator="tcg",
         cpu="max",

@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
 
-_VARIABLES = {"accelerator": "SANDBOX_ACCELERATOR", "cgroup": "SANDBOX_CGROUP", "nice": "SANDBOX_NICE"}
+_VARIABLES = {
+    "accelerator": "SANDBOX_ACCELERATOR",
+    "cgroup": "SANDBOX_CGROUP",
+    "nice": "SANDBOX_NICE",
+    "require_isolation": "SANDBOX_REQUIRE_ISOLATION",
+}
 """Where a field that nobody has given comes from, if it can be wrong there."""
 
 
@@ -41,6 +46,10 @@ class _Frozen(BaseModel):
             ) from error
 
 
+_OF_EACH_USER = {"memory_reserve_mib", "require_isolation"}
+"""What a host's users may set each for themselves."""
+
+
 class HostConfig(_Frozen):
     """How this process reaches a hypervisor, and where it keeps its files."""
 
@@ -51,6 +60,11 @@ class HostConfig(_Frozen):
         default_factory=lambda: os.environ.get("SANDBOX_ACCELERATOR", "auto"), validate_default=True
     )
     """`auto` takes KVM where a test VM was seen to run under it, else software emulation (TCG)."""
+
+    require_isolation: Literal["kvm"] | None = Field(
+        default_factory=lambda: os.environ.get("SANDBOX_REQUIRE_ISOLATION") or None, validate_default=True
+    )
+    """`kvm`: raise `ConfigError`, with what was seen of KVM, where VMs would be emulated in software instead."""
 
     data_dir: Path = Field(default_factory=lambda: Paths.default().data)
     """Images and templates."""
@@ -77,24 +91,45 @@ class HostConfig(_Frozen):
     admission_dir: Path | None = Field(
         default_factory=lambda: Path(named) if (named := os.environ.get("SANDBOX_ADMISSION_DIR")) else None
     )
-    """Where processes tell each other what they have promised. None: `/run/lock/sandbox`, which all users share."""
+    """Where processes tell each other what they have promised. None: `/run/lock`, where each user has a directory."""
 
     cgroup: str = Field(default_factory=lambda: os.environ.get("SANDBOX_CGROUP", "auto"), min_length=1)
     """Where VMs get control groups: `auto` (what is delegated to this process), `off`, or a group's path.
 
     A path such as `/sandbox` lies below the mount point of the hierarchies and is made if it can be. Each VM's QEMU is
-    then bounded in memory (the guest's and a stated overhead), in threads, and by `cpu_limit`.
+    then bounded in memory (the guest's and a stated overhead), in threads, and by `cpu_limit`. With `auto`, memory and
+    threads are bounded where that is possible, and `sandbox doctor` says where; with a path they are, or opening the
+    hypervisor raises `ConfigError`.
     """
 
-    cpu_limit: float | None = Field(default=None, gt=0)
-    """Processors' worth of time that one VM's QEMU gets, such as 0.5. It needs control groups."""
+    cpu_limit: float | None = Field(default=None, ge=0.01)
+    """Processors' worth of time that one VM's QEMU gets, such as 0.5.
+
+    It needs a control group. Where none can be had, opening the hypervisor raises `ConfigError`.
+    """
 
     nice: int = Field(default_factory=lambda: os.environ.get("SANDBOX_NICE", "10"), ge=0, le=19, validate_default=True)
     """By how much each VM's QEMU yields to this process, as `nice` counts: 0 is not at all, 19 the most.
 
     It costs a VM nothing while a processor is free. A daemon's QEMU is left as it is; between control groups that have
-    shares of processors, the groups' shares decide instead.
+    shares of processors, the groups' shares decide instead. A value that was given holds, or the VM does not start; the
+    default is tried only.
     """
+
+    def differs_in(self, other: HostConfig) -> list[str]:
+        """Return the settings in which two differ and that all users of one connection share."""
+        mine, others = self.model_dump(exclude=_OF_EACH_USER), other.model_dump(exclude=_OF_EACH_USER)
+        return [name for name, value in mine.items() if others[name] != value]
+
+    @property
+    def limits_asked(self) -> list[str]:
+        """The limits of VMs that somebody has asked for, and not the defaults: they hold, or nothing starts."""
+        asked = {
+            "cpu_limit": self.cpu_limit is not None,
+            "cgroup": self.cgroup not in ("auto", "off"),
+            "nice": self.nice > 0 and ("nice" in self.model_fields_set or "SANDBOX_NICE" in os.environ),
+        }
+        return [name for name, is_so in asked.items() if is_so]
 
     @property
     def paths(self) -> Paths:

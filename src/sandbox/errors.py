@@ -12,6 +12,7 @@
     │  ├─ ImageError                 an image could not be built, found or verified
     │  ├─ TemplateError              a template could not be baked, or differs from its manifest
     │  └─ HypervisorError            libvirt or QEMU refused, or missed a deadline
+    │     └─ StateNotLoaded          QEMU cannot load the state that a template holds
     ├─ GuestLost                     sent, but no answer: it may have run; never retried by us
     │  └─ ProtocolError              the guest broke the protocol, so nothing it says counts
     ├─ GuestFileError (OSError)      a file operation that the guest refused
@@ -118,6 +119,12 @@ class HypervisorError(StartError):
     """libvirt or QEMU refused a request or did not answer within its deadline."""
 
     code = "HYPERVISOR"
+
+
+class StateNotLoaded(HypervisorError):
+    """QEMU says that it cannot load the saved state of a template, which is then baked anew."""
+
+    code = "STATE_NOT_LOADED"
 
 
 class GuestLost(SandboxError):

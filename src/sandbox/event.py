@@ -45,6 +45,9 @@ class EventKind(StrEnum):
     """`generation`, `error`, `code`, `failures` in a row: the next generation was tried and thrown away."""
     GENERATION_CHANGED = "generation_changed"
     """`seconds` since the roll-over began; `generation`, `former`, `why`: drift's reasons, `ordered`, `rolled back`."""
+    TASK_FAILED = "task_failed"
+    """`task`, `error`, `code`, `failures` in a row: a task beside the VMs failed, such as that which looks after the
+    template; it goes on after a pause, and the pool with it."""
     ANOMALY = "anomaly"
     """`rule`, `said`, and what was done about it."""
 

@@ -1,14 +1,19 @@
 """The library's logger: structlog events into the standard `logging` tree, below the name `sandbox`.
 
 The library never configures logging. An application that does nothing sees warnings on standard error; one that
-configures `logging` gets everything, with the event's fields rendered as escaped `key=value` pairs on one line.
+configures `logging` gets everything, with the event's fields rendered as escaped `key=value` pairs on one line. An
+event that people see who did not ask for events has `in_words`, too: the command line shows that sentence instead.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
+
+IN_WORDS = "in_words"
+"""The attribute of a log record that has the event as a sentence for people."""
 
 
 class Logger:
@@ -49,6 +54,15 @@ def _bound() -> Any:
         wrapper_class=structlog.stdlib.BoundLogger,
         processors=[
             structlog.contextvars.merge_contextvars,
-            structlog.processors.KeyValueRenderer(key_order=["event"], repr_native_str=True),
+            _render,
         ],
     )
+
+
+def _render(logger: Any, name: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
+    """Return the arguments for `logging`: one line, and the sentence as an attribute of the record."""
+    import structlog  # noqa: PLC0415 - see Logger
+
+    words = event.pop(IN_WORDS, None)
+    line = structlog.processors.KeyValueRenderer(key_order=["event"], repr_native_str=True)(logger, name, event)
+    return (line,), {"extra": {IN_WORDS: words} if words else {}}

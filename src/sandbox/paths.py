@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,16 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
         make_directory(path.parent, mode)
         path.mkdir(exist_ok=True)
         path.chmod(mode)
+
+
+def owner_of(path: Path) -> str:
+    """Return whose a path is, or else what is there of the way to it, for a message."""
+    seen = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    uid = seen.lstat().st_uid
+    try:
+        return f"{seen} belongs to user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"{seen} belongs to user {uid}"
 
 
 def resource(name: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from sandbox.certificate import DeathCertificate
 from sandbox.errors import ExecutionFailed
@@ -16,6 +16,13 @@ from sandbox.printable import printable
 _SHOWN = 60
 """Bytes of a stream in a result's `repr`."""
 _MESSAGE = 1000
+
+Isolation = Literal["hardware", "emulated", ""]
+
+
+def isolation(accelerator: str) -> Isolation:
+    """Return what separates a guest under this accelerator from its host; nothing if that is not known."""
+    return "hardware" if accelerator == "kvm" else "emulated" if accelerator else ""
 
 
 class Outcome(StrEnum):
@@ -76,6 +83,8 @@ class Result:
     """How the streams interleave: lengths in order of arrival, in turn of standard output and standard error."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `start` (restore until ready), `warm_up`, for a pooled VM `queue` and `claim`, and `run`."""
+    accelerator: str = ""
+    """`kvm`, or `tcg` for software emulation, of the VM that ran it."""
 
     def __repr__(self) -> str:
         """Return the end and the beginning of the streams, on one short line."""
@@ -96,6 +105,11 @@ class Result:
         yield "duration", f"{self.duration:.3f} s"
         if self.certificate is not None:
             yield "certificate", repr(printable(self.certificate.summary, 2 * _SHOWN))
+
+    @property
+    def isolation(self) -> Isolation:
+        """`hardware`; or `emulated`, which is no security boundary."""
+        return isolation(self.accelerator)
 
     @property
     def ok(self) -> bool:

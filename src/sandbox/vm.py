@@ -92,6 +92,7 @@ class VM(Sandbox):
             generation=self._generation,
             template_age=None if self._series is None else max(0.0, self._proof.proved_at - self._baked_at),
             timings=dict(self.timings),
+            accelerator=self._machine.accelerator,
         )
 
     def tell_template(self, series: str, generation: int, baked_at: float) -> None:
@@ -194,6 +195,7 @@ async def open_vm(
             on_lost=lambda _: vm.on_lost(),
             on_closed=lambda: part(),  # noqa: PLW0108 - it comes later
         )
+        client.accelerator = machine.accelerator
         vm = VM(machine, client, languages)
 
         death: GuestLost | None = None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,19 @@ import asyncio, json, sys
 from sandbox import PoolConfig, VMPool
 
 async def main():
-    async with VMPool(PoolConfig(min_size=2, warm_up=False)) as pool:
+    config = PoolConfig(min_size=2, running_ready=0 if sys.argv[1] == "pause" else 2, warm_up=False)
+    async with VMPool(config) as pool:
         await pool.wait_ready()
         lease = await pool.claim()
-        if sys.argv[1] == "stop":  # a guest that cannot notice that its host is gone
+        host = lease.vm._machine._host
+        if sys.argv[1] != "run":
+            await pool.wait_ready()
+            shelf = pool._keeper.shelves["default"]
+            while sys.argv[1] == "pause" and not all(slot._is_stopped for slot in shelf.paused):
+                await asyncio.sleep(0.01)
+        if sys.argv[1] == "stop":  # a guest that cannot notice that its host is gone, and nothing that ends it
             import os, signal
+            os.kill(host.undertaker.pid, signal.SIGKILL)
             for slot in pool._keeper.shelves["default"].slots:
                 if slot.vm:
                     os.kill(slot.vm.pid, signal.SIGSTOP)
@@ -76,6 +85,20 @@ def test_guests_end_by_themselves_when_their_host_is_gone() -> None:
         machine.close()
     reap(rundir.parent)
     assert not rundir.exists()
+
+
+@pytest.mark.usefixtures("template")
+def test_paused_vms_do_not_outlive_a_killed_process() -> None:
+    """Nothing else of ours starts, and within a second after SIGKILL they are dead, as are those that run."""
+    holder, rundir, machines = _held("pause")
+    holder.kill()
+    killed = time.monotonic()
+    holder.communicate()
+    dead = [machine.wait_dead_blocking(killed + 1 - time.monotonic()) for machine in machines]
+    for machine in machines:
+        machine.close()
+    reap(rundir.parent)
+    assert dead == [True] * len(machines)
 
 
 def test_process_is_never_mistaken_for_another() -> None:

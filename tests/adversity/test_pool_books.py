@@ -353,7 +353,7 @@ def test_only_what_is_found_stopped_twice_is_lost(monkeypatch: pytest.MonkeyPatc
             lost.append(self.pid)
 
     async def scene() -> None:
-        health = Health(lambda: [cast("VM", Stopped(pid)) for pid in (0, 1, 2, 3)])
+        health = Health(lambda: [cast("VM", Stopped(pid)) for pid in (0, 1, 2, 3)], Broadcast("books"))
         began = anyio.current_time()
         async with anyio.create_task_group() as group:
             group.start_soon(health.serve)

@@ -7,15 +7,22 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from anyio.to_thread import run_sync
 
-from sandbox.config import HostConfig
+from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import TemplateError
+from sandbox.image.build import ensure_image
+from sandbox.image.recipe import load_recipe
+from sandbox.image.store import ImageStore
 from sandbox.template.bake import check_clock
 from sandbox.template.lint import RULES, LintReport
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
+from sandbox.template.series import Series
+from sandbox.template.store import TemplateStore
 from sandbox.template.template import Template
 from sandbox.vm import VM
 
@@ -24,6 +31,7 @@ REQUIREMENT = Requirement(
     memory_mib=256,
     vcpus=1,
     qemu_version="10",
+    libvirt_version="9.0.0",
     machine_type="q35",
     accelerator="tcg",
     cpu="max",
@@ -82,6 +90,28 @@ def test_every_flipped_bit_is_found(baked: Path) -> None:
         _flip(baked / name, offset, bit)
     assert found == FLIPS
     manifest.verify(baked, REQUIREMENT)
+
+
+def test_holes_and_zeros_are_equal(baked: Path, tmp_path: Path) -> None:
+    """A copy without holes passes; zeros where there was data, and data elsewhere, do not."""
+    manifest = TemplateManifest.load(baked)
+    assert manifest is not None
+    content = (baked / MEMORY).read_bytes()
+    assert (baked / MEMORY).stat().st_blocks * 512 < len(content), "the control: there are holes"
+    for other, is_equal in (
+        (content, True),
+        (content[:4_000_000] + bytes(1_000_000), False),
+        (content[:300_000] + content[4_000_000:4_100_000] + bytes(4_600_000), False),
+        (content[:4_000_000] + bytes(65_536) + content[4_000_000:-65_536], False),
+    ):
+        (baked / MEMORY).write_bytes(other)
+        assert (FileDigest.of(baked / MEMORY) == manifest.files[MEMORY]) is is_equal
+    (tmp_path / "empty").touch()
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(5_000_000)
+    (tmp_path / "zeros").write_bytes(bytes(5_000_000))
+    empty, hole, zeros = (FileDigest.of(tmp_path / name) for name in ("empty", "hole", "zeros"))
+    assert hole == zeros != empty
 
 
 @pytest.mark.parametrize("name", [MEMORY, STATE])
@@ -165,3 +195,46 @@ async def test_a_clock_that_went_wrong_is_no_base_for_clones(vm: VM) -> None:
         (await vm.exec(f"date -s '{seconds} seconds'", user="root")).check()
         with pytest.raises(TemplateError, match="clock went wrong"):
             await check_clock(vm)
+
+
+@pytest.fixture
+def recipes(template: Template, host_config: HostConfig, tmp_path: Path) -> Iterator[list[Path]]:
+    """The files of two recipes of one name and other content; what is built and baked from them is removed."""
+    packages = list(load_recipe("default").packages)
+    name, paths = f"test-recipes-{os.getpid()}", []
+    for language in ("python", "bash"):
+        path = tmp_path / language / f"{name}.toml"
+        path.parent.mkdir()
+        path.write_text(f"packages = {packages}\nlanguages = ['{language}']\n")
+        paths.append(path)
+    yield paths
+    store, templates = ImageStore(host_config.paths.images), TemplateStore(host_config.paths.templates)
+    for stored in templates.ls():
+        if stored.manifest.series.startswith(name):
+            shutil.rmtree(stored.directory)
+            templates.lock(stored.manifest.requirement).unlink(missing_ok=True)
+    for image in store.ls():
+        if image.name == name:
+            store.place_of_inputs(image.manifest.inputs).unlink(missing_ok=True)
+            shutil.rmtree(image.directory)
+    (store.directory / "names" / name).unlink()
+
+
+async def test_a_template_follows_its_own_recipe_only(recipes: list[Path], host_config: HostConfig) -> None:
+    """Another project's recipe of the same name has other images and another series; an edit of ours is followed."""
+    ours, theirs = recipes
+    store = ImageStore(host_config.paths.images)
+    template = await Template.ensure(TemplateConfig(image=str(ours), memory_mib=168))
+    their_image = await run_sync(ensure_image, str(theirs), store, lambda _: None)
+    assert await run_sync(store.find, ours.stem) == their_image, "the control: it bears the name now"
+    assert await template.drift() is None
+    their_series = await Series.of(TemplateConfig(image=str(theirs), memory_mib=168), host_config, Template)
+    assert their_series.name != template.manifest.series
+    assert their_series.name.partition("@")[0] == template.manifest.series.partition("@")[0]
+    assert (await Template.ensure(TemplateConfig(image=str(ours), memory_mib=168))).generation == 1
+    ours.write_text(ours.read_text().replace("'python']", "'python', 'bash']"))
+    assert await template.drift() is None, "a look does not build"
+    await run_sync(ensure_image, str(ours), store, lambda _: None)
+    drift = await template.drift()
+    assert drift is not None
+    assert drift.reasons == ("image",)

@@ -8,7 +8,7 @@ from itertools import count
 
 import anyio
 
-from sandbox.errors import TemplateError
+from sandbox.errors import StateNotLoaded, TemplateError
 from sandbox.template.drift import Drift
 from tests.fakes.world import FakeVM, FakeWorld
 
@@ -25,6 +25,8 @@ class FakeSeries:
         self.bake_fails = False
         self.tidy_fails = False
         self.drift_fails: Exception | None = None
+        self.broken: set[int] = set()
+        """Generations whose state cannot be loaded."""
         self.published: list[int] = []
         self.thrown_away: list[int] = []
         self.bakes_in_progress = 0
@@ -77,16 +79,23 @@ class FakeTemplate:
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[FakeVM]:
         await anyio.sleep(self.slow_by)
+        if self.generation in self.series.broken:
+            raise StateNotLoaded("QEMU: load of migration failed")
         async with self.series.world.lease() as vm:
             vm.generation = self.generation
             vm.can_run = self.can_run
             yield vm
+
+    def kept(self) -> FakeTemplate:
+        return self
 
     async def drift(self, max_age: float | None) -> Drift | None:
         self.looks += 1
         if self.series.drift_fails is not None:
             raise self.series.drift_fails
         await anyio.sleep(0.001)
+        if self.generation in self.series.broken:
+            return Drift(("state",), self.series.wanted)
         return None if self.made_for == self.series.wanted else Drift(("image",), self.series.wanted)
 
     def is_wanted(self, wanted: str) -> bool:

@@ -3,6 +3,7 @@
 Its directories are small file systems of this namespace, so that it meets no daemon of the host's.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,8 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sandbox.hypervisor.process import become_subreaper
-
+PR_SET_CHILD_SUBREAPER = 36
 OWN = ("/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 SOCKET = Path("/run/libvirt/libvirt-sock")
 QEMU = 'stdio_handler = "file"\nsecurity_driver = "none"\ndynamic_ownership = 0\nremember_owner = 0\nnamespaces = []\n'
@@ -36,7 +36,7 @@ def prepare():
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", path], check=True)
     Path("/etc/libvirt/qemu.conf").write_text(QEMU)
     Path("/etc/libvirt/libvirtd.conf").write_text(PLAIN)
-    become_subreaper()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_reap_orphans, daemon=True).start()
 
 

@@ -141,7 +141,7 @@ def test_the_dead_promise_nothing(tmp_path: Path, ledger: Ledger) -> None:
     process.communicate()
     ledger.promise("vm", 100, 550)
     assert ledger.total_mib() == 100
-    assert [path.name for path in ledger.directory.iterdir()] == [f"{os.geteuid()}-00000000"]
+    assert sorted(path.name for path in ledger.directory.glob("*/*")) == ["00000000", "lock"]
 
 
 def test_users_count_each_other_and_cannot_erase_each_other(ledger: Ledger) -> None:
@@ -155,13 +155,14 @@ def test_users_count_each_other_and_cannot_erase_each_other(ledger: Ledger) -> N
     assert process.stdout is not None
     assert process.stdout.readline() == "promised\n"
     assert ledger.total_mib() == 800
-    ours, forged = ledger.directory / "0-00000000", ledger.directory / "0-33333333"
+    ours, forged = ledger.directory / "sandbox-0" / "00000000", ledger.directory / "sandbox-4711"
     act = "import os; os.setuid(65534); os.{}; print('did')"
     for what in (f"unlink({str(ours)!r})", f"open({str(ours)!r}, os.O_WRONLY)"):
         done = subprocess.run([sys.executable, "-c", act.format(what)], capture_output=True, check=False)
         assert b"PermissionError" in done.stderr
-    forged.write_text("9000")
+    forged.mkdir()
     os.chown(forged, 65534, 65534)
+    (forged / "33333333").write_text("9000")
     assert ledger.total_mib() == 800
     process.communicate("\n", timeout=30)
     assert ledger.total_mib() == 300

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -121,6 +122,26 @@ async def test_a_qemu_that_somebody_kills_is_no_matter_of_memory(template: Templ
             await execution.wait()
     assert lost.value.certificate is not None
     assert lost.value.certificate.cause is Cause.QEMU_KILLED
+
+
+async def test_a_limit_of_processors_holds(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that burns gets what it was limited to, by its QEMU's clock, where this host divides processors."""
+    if "cpu" not in (await to_thread.run_sync(find_places)).parents:
+        pytest.skip("this host lets us divide no processor time")
+    groups = await to_thread.run_sync(Groups.open, template.host.rundir.path, "auto", 0.2)
+    monkeypatch.setattr(template.host.starter, "groups", groups)
+    monkeypatch.setattr(template.host.starter, "_cpu_limit", 0.2)
+    async with template.lease() as vm:
+        await vm.spawn(["sh", "-c", "while :; do :; done"], timeout=60)
+        before, began = _processor_seconds(vm.pid), time.monotonic()
+        await anyio.sleep(2)  # for so long it burns
+        share = (_processor_seconds(vm.pid) - before) / (time.monotonic() - began)
+    await to_thread.run_sync(groups.close)
+    assert share < 0.3
+
+
+def _processor_seconds(pid: int) -> float:
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 async def test_without_groups_a_vm_runs_as_ever(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

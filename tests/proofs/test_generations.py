@@ -23,7 +23,7 @@ from sandbox.pool.pool import VMPool
 from sandbox.template.drift import Sight, drift_of
 from sandbox.template.hold import Hold
 from sandbox.template.manifest import STATE, TemplateManifest
-from sandbox.template.store import TemplateStore
+from sandbox.template.store import TemplateStore, plain
 from sandbox.template.template import Template
 from tests.adversity.test_template import REQUIREMENT, baked  # noqa: F401 - a fixture
 
@@ -60,6 +60,8 @@ def publisher(template: Template) -> Iterator[Publisher]:
     yield publisher
     images = [image for image in store.ls() if image.name == NAME]
     (store.directory / "names" / NAME).unlink()
+    for image in images:
+        store.place_of_inputs(image.manifest.inputs).unlink(missing_ok=True)
     for image in images:  # not `prune`: other tests may be between building an image and naming it
         shutil.rmtree(image.directory)
 
@@ -76,8 +78,8 @@ async def config(publisher: Publisher) -> AsyncIterator[PoolConfig]:
         canary_slowdown=10,
     )
     store = TemplateStore(HostConfig().paths.templates)
-    series = f"{NAME}-{MEMORY_MIB}m-1c"
-    for stored in await run_sync(store.ls, series):
+    of_series = [one for one in await run_sync(store.ls) if plain(one.manifest.series) == f"{NAME}-{MEMORY_MIB}m-1c"]
+    for stored in of_series:
         await run_sync(shutil.rmtree, stored.directory)
         await run_sync(partial(store.lock(stored.manifest.requirement).unlink, missing_ok=True))
 

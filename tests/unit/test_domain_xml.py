@@ -46,3 +46,25 @@ def test_emulated_processors_lack_what_is_slow_in_software() -> None:
     for word in ("mitigations=off", "name='erms'", "name='fsrm'"):
         assert word in emulated
         assert word not in native
+
+
+def test_guests_under_kvm_get_neither_virtualization_nor_counters() -> None:
+    """A hostile guest reaches neither KVM's nested part nor the processor's performance counters; TCG has neither."""
+    emulated, native = _xml("tcg"), _xml("kvm")
+    for word in (
+        "<feature policy='disable' name='vmx'/>",
+        "<feature policy='disable' name='svm'/>",
+        "<pmu state='off'/>",
+    ):
+        assert word in native
+        assert word not in emulated
+
+
+@pytest.mark.parametrize("memory", [None, Path("/t/memory")])
+def test_no_guests_memory_is_offered_to_page_merging(memory: Path | None) -> None:
+    """Both the memory that libvirt asks for and a template's are kept out of it, on either accelerator."""
+    accelerators: tuple[AcceleratorKind, ...] = ("kvm", "tcg")
+    for accelerator in accelerators:
+        xml = _xml(accelerator, replace(SPEC, memory_file=memory))
+        assert "<nosharepages/>" in xml
+        assert ("merge=off" in xml) is (memory is not None)

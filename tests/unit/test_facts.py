@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sandbox.errors import ConfigError
 from sandbox.hypervisor import facts, host, kvm
 from sandbox.hypervisor.facts import HostFacts, load_facts
 from sandbox.hypervisor.spec import AcceleratorKind
@@ -132,16 +136,38 @@ def test_a_kvm_that_gives_up_its_vms_is_remembered(
 def test_kvm_that_is_there_and_not_used_is_a_warning(
     the_host: Host, load: Callable[[], HostFacts], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given once, when that is found, and says why; where KVM works there is none."""
+    """Each process that takes emulation for it says so and why, also when others found it out; `tcg` was a choice."""
     the_host.becomes(REFUSES)
     with caplog.at_level(logging.WARNING, "sandbox"):
-        assert [load().accelerator() for _ in range(2)] == ["tcg", "tcg"]
-    assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True]
+        for _ in range(2):
+            facts = load()
+            assert facts.accelerator() == "tcg"
+            facts.announce("auto", "tcg")
+    assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True, True]
+    words = caplog.records[0].__dict__["in_words"]
+    assert re.fullmatch("software emulation, no security boundary: .*Permission denied; see `sandbox doctor`", words)
+    assert the_host.probes == 1
     caplog.clear()
+    load().announce("tcg", "tcg")
     (the_host.facts / f"host-{os.geteuid()}.json").unlink()
     the_host.becomes(RUNS)
     assert load().accelerator() == "kvm"
+    load().announce("auto", "kvm")
     assert caplog.records == []
+
+
+def test_isolation_that_is_required_is_had_or_refused(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """Where VMs would be emulated, the error has what was seen of KVM; nothing is asked of who requires nothing."""
+    the_host.becomes(REFUSES)
+    refused = load()
+    refused.check_isolation(None, "tcg")
+    with pytest.raises(ConfigError, match=r"isolation by kvm is required.*Permission denied"):
+        refused.check_isolation("kvm", "tcg")
+    the_host.becomes(RUNS)
+    (the_host.facts / f"host-{os.geteuid()}.json").unlink()
+    load().check_isolation("kvm", "kvm")
+    with pytest.raises(ConfigError, match="isolation by kvm"):
+        load().check_isolation("kvm", "tcg")  # KVM works, and was not wanted
 
 
 @needs_root
@@ -165,6 +191,34 @@ def test_a_group_for_qemus_user_is_noticed(
     members = os.getgrouplist
     monkeypatch.setattr(os, "getgrouplist", lambda user, group: [*members(user, group), 4711])
     assert load().kvm_works
+
+
+def test_a_device_that_is_only_touched_is_the_same(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """udev touches the device at each VM's start; an access list that changes is noticed."""
+    the_host.becomes(RUNS)
+    load()
+    kvm.KVM.chmod(kvm.KVM.stat().st_mode)
+    os.utime(kvm.KVM)
+    load()
+    assert the_host.probes == 1
+    entries = ((1, 6, -1), (2, 6, 4711), (4, 4, -1), (16, 6, -1), (32, 4, -1))
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(kvm.KVM, "system.posix_acl_access", access)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error}")
+    load()
+    assert the_host.probes == 2
+
+
+def test_a_probe_whose_status_is_lost_counts_by_what_it_printed(the_host: Host, load: Callable[[], HostFacts]) -> None:
+    """A process that was started to ignore its children's ends is told status 0 of each."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        the_host.becomes("printf '*'; exit 85")
+        assert load().kvm_works
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _key(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> str:

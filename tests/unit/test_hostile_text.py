@@ -209,7 +209,7 @@ def test_logs(text: str, caplog: pytest.LogCaptureFixture) -> None:
         log.warning("told", said=text, error=str(SandboxError(text)))
     (record,) = caplog.records
     assert record.getMessage().isprintable()
-    assert _is_safe(_Plain().format(record))
+    assert _is_safe(_Plain(in_words=True).format(record))
 
 
 def test_events(text: str) -> None:

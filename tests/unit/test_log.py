@@ -34,3 +34,19 @@ def test_warnings_are_seen_and_nothing_else(configure: str, lines: list[str]) ->
     command = [sys.executable, "-c", _SAY.format(configure=configure)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, done.stderr.splitlines()) == ("", lines)
+
+
+_SAY_IN_WORDS = """
+from sandbox.cli.logs import configure
+from sandbox.log import log
+configure(verbose={verbose}, quiet=False)
+log.warning("told", of=1, in_words="It was told:\\na sentence")
+"""
+
+
+@pytest.mark.parametrize(("verbose", "line"), [(0, "It was told: a sentence"), (1, "event='told' of=1")])
+def test_the_command_line_tells_in_words_what_it_can(verbose: int, line: str) -> None:
+    """One line, for people; who asks for events gets them with their fields."""
+    command = [sys.executable, "-c", _SAY_IN_WORDS.format(verbose=verbose)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("", f"sandbox: warning: {line}\n")

@@ -29,10 +29,10 @@ from pathlib import Path
 from sandbox.paths import Paths
 from sandbox.hypervisor.memory_file import allocate
 from sandbox.image.command import _root_is_a_mount
-from sandbox.image.store import _mounts_below
+from sandbox.image.removal import mounts_below
 with tempfile.TemporaryFile() as file:
     allocate(file.fileno(), 4096)
-print(len(_mounts_below(Path(sys.argv[1]))), _root_is_a_mount())
+print(len(mounts_below(Path(sys.argv[1]))), _root_is_a_mount())
 """
 ODD = b"/odd\xe9\x0c\x85\xe2\x80\xa8\\040name"
 MOUNTED = (

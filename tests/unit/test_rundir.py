@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,18 +143,19 @@ def test_a_process_that_does_not_die_keeps_nobody_from_starting(
     assert reap(tmp_path) == 1
 
 
-def test_a_start_that_fails_gives_its_run_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_fails_gives_its_run_directory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that could not open the hypervisor, and lives on, holds nothing of it."""
 
     def fail(_runtime: Path) -> int:
         raise HypervisorError("not this time")
 
     monkeypatch.setattr(host, "reap", fail)
-    config = HostConfig(runtime_dir=tmp_path)
-    before = _descriptors()
-    with pytest.raises(HypervisorError, match="not this time"):
-        Hypervisor(config)
-    assert list(tmp_path.iterdir()) == []
+    with tempfile.TemporaryDirectory(prefix="sbx-", dir="/tmp") as name:  # sockets need a short path
+        config = HostConfig(runtime_dir=Path(name))
+        before = _descriptors()
+        with pytest.raises(HypervisorError, match="not this time"):
+            Hypervisor(config)
+        assert list(Path(name).iterdir()) == []
     assert _descriptors() == before
 
 

@@ -15,6 +15,7 @@ from sandbox.template import prune
 from sandbox.template.hold import Hold, is_being_baked
 from sandbox.template.prune import left_over, prune_templates
 from sandbox.template.store import TemplateStore
+from tests.damage import DAMAGE, damage
 from tests.stored import publish_image, save_template
 
 SERIES = "default-256m-1c"
@@ -92,6 +93,19 @@ def test_the_image_of_a_template_in_use_stays_until_nobody_uses_it(host: Host) -
     held.release()
     assert host.prune() == [host.new]
     assert host.templates.ls() == []
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_a_process_uses_stays_though_its_manifest_is_damaged(host: Host, kind: str) -> None:
+    """Whatever lies in the manifest's place, and its image too: nothing tells any more which one that is."""
+    held = Hold.take(host.generations[0].directory)
+    assert held is not None
+    damage(host.generations[0].directory / "manifest.json", kind)
+    assert host.old in host.prune()
+    assert (host.generations[0].directory / "memory").exists()
+    held.release()
+    assert host.prune() == [host.new]
+    assert not host.generations[0].directory.exists()
 
 
 def test_a_generation_that_was_chosen_stays_with_its_image(host: Host) -> None:

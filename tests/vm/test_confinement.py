@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,12 +13,17 @@ from pathlib import Path
 import anyio
 import pytest
 
+from sandbox.cold_boot import ColdBoot
+from sandbox.config import HostConfig
 from sandbox.hypervisor.confinement import DENIALS, DEVICES, Confinement, unexpected
 from sandbox.hypervisor.domain_xml import domain_xml
+from sandbox.hypervisor.facts import LOG_KIB
 from sandbox.hypervisor.stream import Listener
+from sandbox.image.store import ImageStore
 from sandbox.template.template import Template
 from sandbox.vm import VM
 
+PROGRAMS = Path(__file__).parents[1] / "programs"
 PAGE = Path(__file__).parents[2] / "docs" / "confinement.md"
 EXTRA = {
     "virtio-net-pci": "<interface type='user'><model type='virtio'/></interface>",
@@ -76,6 +82,30 @@ async def test_nothing_is_open_for_writing_but_its_log_and_pid_file(template: Te
     assert {mode[3] for mode, name in mapped if name == str(template.spec.memory_file)} == {"p"}
 
 
+async def test_the_kernel_may_not_merge_a_guests_memory(template: Template) -> None:
+    """A clone's private mapping and a booted machine's anonymous memory are both kept out of page merging."""
+    image = await anyio.to_thread.run_sync(ImageStore(HostConfig().paths.images).find, "default")
+    for source in (template, ColdBoot(template.host, image)):
+        async with source.lease() as vm:
+            seen = await anyio.to_thread.run_sync(Confinement.of, vm.pid)
+            assert seen.is_mergeable is False
+            assert [fault for fault in seen.faults() if "merge" in fault] == []
+
+
+def test_memory_that_may_be_merged_is_seen() -> None:
+    """The control: a QEMU as it comes offers its guest's memory, and that is named."""
+    command = ["qemu-system-x86_64", "-nodefaults", "-S", "-display", "none", "-m", "64", "-qmp", "stdio"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith(b'{"QMP"'), "its machine is made by then"
+            seen = Confinement.of(process.pid)
+        finally:
+            process.kill()
+    assert seen.is_mergeable
+    assert any("merge" in fault for fault in seen.faults())
+
+
 def test_a_file_that_is_open_for_writing_is_seen(tmp_path: Path) -> None:
     """The control: a descriptor that may write is found, one that may not is not."""
     written, read = tmp_path / "written", tmp_path / "read"
@@ -118,3 +148,41 @@ async def test_another_device_is_noticed(template: Template, kind: str) -> None:
                 host.starter.end(name, None)
 
     assert kind in await host.call(look)
+
+
+async def test_the_kernel_kills_a_vm_before_the_process_that_serves_it(vm: VM) -> None:
+    """When the host's memory is at an end, the application survives its VMs."""
+    ours, theirs = (Path(f"/proc/{pid}/oom_score_adj") for pid in (os.getpid(), vm.pid))
+    scores = [int(await anyio.Path(path).read_text()) for path in (ours, theirs)]
+    assert scores[1] == min(1000, scores[0] + 200)
+
+
+MISUSES = 20_000
+"""Of a device, in each of which QEMU prints a line of 77 bytes."""
+
+
+async def _misuse(vm: VM, log_file: Path) -> int:
+    """Return the size of QEMU's log after a guest has had it complain; the guest must outlive that."""
+    await vm.write_file("/tmp/misuse.py", (PROGRAMS / "misuse_device.py").read_bytes(), user="root")
+    result = await vm.exec(["python3", "/tmp/misuse.py", str(MISUSES)], user="root", timeout=60)
+    assert result.check().text == "begins\nends\n"
+    return (await anyio.Path(log_file).stat()).st_size
+
+
+async def test_what_qemu_says_of_a_misused_device_is_cut(template: Template, caplog: pytest.LogCaptureFixture) -> None:
+    """Root in a guest cannot fill the host's disk by way of QEMU's messages, and a guest that tries is named."""
+    async with template.lease() as vm:
+        size = await _misuse(vm, template.host.starter._log_file(vm.name))
+    assert 1024 < size <= LOG_KIB << 10
+    with anyio.fail_after(5):  # libvirt tells of the end in a thread of its own
+        while not [record for record in caplog.records if "vm_filled_its_log" in record.getMessage()]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    assert any(vm.name in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.usefixtures("template")
+def test_without_the_cut_the_log_grows() -> None:
+    """The control: the same guest under a QEMU without the limit writes more than a megabyte."""
+    command = [sys.executable, str(PROGRAMS / "host_without_log_bound.py"), str(MISUSES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) > 1 << 20

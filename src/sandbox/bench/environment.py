@@ -22,7 +22,7 @@ def environment(host: Hypervisor, spec: MachineSpec) -> dict[str, object]:
         "accelerator": host.platform.accelerator,
         "accelerator_verdict": host.facts.kvm_verdict,
         "qemu": host.platform.qemu_version,
-        "libvirt": host.connection.version(),
+        "libvirt": host.connection.version,
         "machine_type": host.platform.machine_type,
         "python": platform.python_version(),
         "sandbox": version("sandbox-vmpool"),

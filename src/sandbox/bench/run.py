@@ -11,6 +11,7 @@ from typing import Any
 from sandbox.bench.figure import Figure
 from sandbox.bench.targets import judge
 from sandbox.errors import ConfigError
+from sandbox.stored import read_stored
 from sandbox.trace.plain import as_plain, from_plain
 from sandbox.trace.span import Span
 
@@ -43,12 +44,12 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Read such a document; raises `ConfigError` when the file holds something else."""
         try:
-            document: dict[str, Any] = json.loads(path.read_text())
+            document: dict[str, Any] = json.loads(read_stored(path))
             figures = [Figure.from_dict(figure) for figure in document["figures"]]
             facts, pending = dict(document["environment"]), dict(document["pending"])
             notes = [str(note) for note in document.get("notes", [])]
             traces = {str(name): from_plain(records) for name, records in document.get("traces", {}).items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ConfigError(f"{path} is no document of `sandbox bench --json`: {error}") from error
         return cls({figure.id: figure for figure in figures}, facts, pending, notes, traces)
 

@@ -40,7 +40,10 @@ def confinement(config: HostConfig) -> Iterator[Check]:
     if host.facts.user is None:
         found += "; that user is you: what takes QEMU over has your rights, less what the filter denies"
     if seen.writable_files is None:
-        found += "; which files it may write could not be looked at: for that, this process needs CAP_SYS_PTRACE"
+        found += (
+            "; which files it may write, and whether its memory may be merged with others', could not be looked at: "
+            "for that, this process needs CAP_SYS_PTRACE"
+        )
     yield Check(
         "confinement", "warn" if faults else "ok", "; ".join([found, *faults]), "sandbox setup" if faults else ""
     )
@@ -87,6 +90,7 @@ def _has_template(config: HostConfig, host: Hypervisor) -> bool:
     """Return whether a VM can be started at once: nothing is built or baked for a look."""
     from sandbox.errors import ImageError
     from sandbox.image.build import is_current
+    from sandbox.image.choice import newest_image
     from sandbox.image.store import ImageStore
     from sandbox.template.manifest import Requirement
     from sandbox.template.store import TemplateStore
@@ -95,7 +99,7 @@ def _has_template(config: HostConfig, host: Hypervisor) -> bool:
     try:
         if not is_current(size.image, store):
             return False
-        requirement = Requirement.of(store.find(size.image).digest, size.memory_mib, size.vcpus, host.platform)
+        requirement = Requirement.of(newest_image(size.image, store).digest, size.memory_mib, size.vcpus, host.platform)
     except ImageError:
         return False
     return bool(TemplateStore(config.paths.templates).candidates(requirement))

@@ -17,7 +17,10 @@ def hypervisor(config: HostConfig) -> Iterator[Check]:
     left = stale(config.runtime_dir)
     host = Hypervisor.connect_blocking(config)
     yield Check("qemu", "ok", f"{host.facts.qemu_version}, machine {host.facts.machine_type}")
-    yield Check("libvirt", "ok", f"{host.connection.version()} at {config.uri}")
+    yield Check("libvirt", "ok", f"{host.connection.version} at {config.uri}")
+    if not config.uri.startswith("qemu:///embed"):
+        found = "VMs ask the daemon for no security label: its AppArmor or SELinux profiles do not confine their QEMU"
+        yield Check("labels", "warn", found, "use the default connection as a user who owns nothing else")
     if host.platform.accelerator == "kvm":
         yield Check("accelerator", "ok", f"KVM: {host.facts.kvm_verdict}")
     else:
@@ -34,6 +37,7 @@ def image(config: HostConfig) -> Iterator[Check]:
     """Whether the default image and its template are there, current and whole."""
     from sandbox.hypervisor.host import Hypervisor
     from sandbox.image.build import is_current
+    from sandbox.image.choice import newest_image
     from sandbox.image.store import ImageStore
     from sandbox.template.manifest import Requirement
     from sandbox.template.store import TemplateStore
@@ -42,7 +46,7 @@ def image(config: HostConfig) -> Iterator[Check]:
     if not is_current("default", store):
         yield Check("image", "warn", "the default image is missing or stale; the next run builds it", "sandbox setup")
         return
-    found = store.find("default")
+    found = newest_image("default", store)
     yield Check("image", "ok", f"default {found.digest[:12]}, Debian {found.manifest.suite}, {found.manifest.kernel}")
     size = TemplateConfig()
     platform = Hypervisor.connect_blocking(config).platform

@@ -279,6 +279,8 @@ def _envelope(result: Result) -> dict[str, object]:
         "timings": dict(result.timings),
         "id": result.id,
         "vm": result.vm,
+        "accelerator": result.accelerator,
+        "isolation": result.isolation,
         "certificate": asdict(result.certificate) if result.certificate is not None else None,
     }
     for name in ("stdout", "stderr"):

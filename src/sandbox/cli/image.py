@@ -8,15 +8,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sandbox.cli.reporting import reporting
-from sandbox.cli.run import report
+from sandbox.cli.run import complain, report
 from sandbox.config import HostConfig
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.image.build import build_image
-from sandbox.image.recipe import Kernel, load_recipe
+from sandbox.image.choice import newest_image
+from sandbox.image.recipe import Kernel, load_recipe, recipe_file
 from sandbox.image.store import ImageStore
 from sandbox.log import log
+from sandbox.printable import printable
 from sandbox.template.prune import prune_images
 
 
@@ -31,7 +34,7 @@ def build(recipe: str, packages: list[str], pip: Path | None, kernel: Kernel | N
             wanted = wanted.with_extras(packages, _requirements(pip) if pip else ())
         if kernel is not None:
             wanted = wanted.with_kernel(kernel)
-        image = build_image(wanted, _store(), log.progress, fresh=fresh)
+        image = build_image(wanted, _store(), log.progress, origin=str(recipe_file(recipe)), fresh=fresh)
     except SandboxError as error:
         return report(error)
     print(image.digest)
@@ -52,12 +55,13 @@ def _requirements(path: Path) -> list[str]:
 @reporting
 def ls(*, as_json: bool) -> int:
     store = _store()
-    names = set(store.names().values())
+    wanted, origins = store.wanted(), store.origins()
     rows = [
         {
             "name": image.name,
             "digest": image.digest,
-            "current": image.digest in names,
+            "current": image.digest in wanted,
+            "recipe": origins.get(image.digest, ""),
             "suite": image.manifest.suite,
             "kernel": image.manifest.kernel,
             "packages": len(image.manifest.packages),
@@ -67,20 +71,28 @@ def ls(*, as_json: bool) -> int:
     ]
     if as_json:
         print(json.dumps(rows, indent=1))
-        return 0
-    table = Table("name", "digest", "suite", "kernel", "packages", "size")
+        return _tell_faults(store)
+    table = Table("name", "digest", "suite", "kernel", "packages", "size", "recipe")
     for row in rows:
         name = f"{row['name']}" if row["current"] else f"{row['name']} (old)"
         size = f"{int(str(row['bytes'])) / 1e6:.0f} MB"
         digest = str(row["digest"])[:12]
-        table.add_row(name, digest, str(row["suite"]), str(row["kernel"]), str(row["packages"]), size)
-    Console(width=None if Console().is_terminal else 140).print(table)
+        recipe = Text(printable(str(row["recipe"])))
+        table.add_row(name, digest, str(row["suite"]), str(row["kernel"]), str(row["packages"]), size, recipe)
+    Console(width=None if Console().is_terminal else 180).print(table)
+    return _tell_faults(store)
+
+
+def _tell_faults(store: ImageStore) -> int:
+    """Say what is damaged, apart from what is listed."""
+    for fault in store.faults():
+        complain(fault.said)
     return 0
 
 
 def inspect(name: str) -> int:
     try:
-        image = _store().find(name)
+        image = newest_image(name, _store())
     except SandboxError as error:
         return report(error)
     document = {"digest": image.digest, "directory": str(image.directory), **image.manifest.model_dump(mode="json")}
@@ -91,7 +103,7 @@ def inspect(name: str) -> int:
 def verify(name: str) -> int:
     store = _store()
     try:
-        image = store.find(name)
+        image = newest_image(name, store)
         store.verify(image)
     except SandboxError as error:
         return report(error, status=1)
@@ -106,6 +118,8 @@ def prune() -> int:
         return report(error)
     for name in [*pruned.removed, *(f"templates/{name}" for name in templates)]:
         print(f"removed {name}")
+    for fault in _store().faults():
+        complain(f"left as it is: {fault.said}")
     free = shutil.disk_usage(HostConfig().paths.data).free
     print(f"{pruned.freed_bytes / 1e6:.0f} MB of images freed; {free / 1e9:.1f} GB are free")
     return 0

@@ -159,6 +159,7 @@ class Cell:
             stderr_bytes=err.total,
             duration=time.monotonic() - self._started,
             vm=self._execution.vm,
+            accelerator=self._execution.accelerator,
             id=f"{self._execution.id}/{self.number}",
             started_at=self._started_at,
             ended_at=datetime.now(UTC),

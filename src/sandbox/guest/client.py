@@ -60,6 +60,7 @@ class GuestClient:
     ) -> None:
         self.name = name
         self.timings: Mapping[str, float] = {}
+        self.accelerator = ""
         self.lost: GuestLost | None = None
         self.clock_era = (name, 0)
         """Changes whenever the guest's clock is set; for traces."""

@@ -96,6 +96,11 @@ class Execution(Handle):
     # What callers see.
 
     @property
+    def accelerator(self) -> str:
+        """`kvm` or `tcg`, of the machine that runs it."""
+        return self._client.accelerator
+
+    @property
     def vm(self) -> str:
         """Name of the machine that it runs in."""
         return self._client.name
@@ -154,7 +159,7 @@ class Execution(Handle):
         assert self._ending is not None
         if isinstance(end := self._ending.end, End) and end.refused is not None and self._ordered is None:
             raise GuestResources(refusal(end.refused))
-        result = await self._ending.report(self.record, self.vm, self.id, self._client.timings)
+        result = await self._ending.report(self.record, self.vm, self.id, self._client.timings, self.accelerator)
         if self._stages is not None:
             self._stages.reported()
         if isinstance(self._ending.end, GuestLost) and result.outcome in LOST:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sandbox.errors import ProtocolError
+from sandbox.result import Isolation, isolation
 from sandbox.wire import ENTROPY_BYTES, HELLO, NONCE_BYTES, PROTOCOL_VERSION, READY
 
 GOOD_CLOCK_ERROR = 0.05
@@ -98,6 +99,13 @@ class Receipt:
     """Seconds from the bake of the template to the proof."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `queue`, `claim`, `start`, `warm_up`, or `ready` for a boot."""
+    accelerator: str = ""
+    """`kvm`, or `tcg` for software emulation. What its host knows, not what the guest said."""
+
+    @property
+    def isolation(self) -> Isolation:
+        """`hardware`; or `emulated`, which is no security boundary."""
+        return isolation(self.accelerator)
 
     @property
     def clock_offset_ms(self) -> float:
@@ -108,6 +116,8 @@ class Receipt:
         """Return what a user wants to see of it, for JSON."""
         return {
             "origin": self.origin,
+            "accelerator": self.accelerator,
+            "isolation": self.isolation,
             "series": self.series,
             "generation": self.generation,
             "template_age": None if self.template_age is None else round(self.template_age, 3),

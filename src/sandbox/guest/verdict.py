@@ -57,7 +57,9 @@ class Ending:
             "output_bytes": written,
         }
 
-    async def report(self, record: Record, vm: str, ident: str, timings: Mapping[str, float]) -> Result:
+    async def report(
+        self, record: Record, vm: str, ident: str, timings: Mapping[str, float], accelerator: str = ""
+    ) -> Result:
         """Return the result, with what was kept of the output."""
         out, err = record.streams[Kind.OUT], record.streams[Kind.ERR]
         outcome, certificate = self.judge()
@@ -83,6 +85,7 @@ class Ending:
             stderr_tail=err.tail(_TAIL_BYTES),
             runs=record.runs,
             timings={**timings, "run": self.duration},
+            accelerator=accelerator,
         )
 
 

@@ -9,9 +9,10 @@ from sandbox.errors import HostResources, HypervisorError
 from sandbox.hypervisor import resources
 from sandbox.hypervisor.ledger import Ledger
 from sandbox.hypervisor.resources import HostMemory
+from sandbox.log import log
 
-SHARED = Path("/run/lock/sandbox")
-"""All users may write in `/run/lock`, and it goes with the boot."""
+SHARED = Path("/run/lock")
+"""All users may make a directory in it, none can remove another's, and it goes with the boot."""
 
 
 class Admission:
@@ -22,14 +23,16 @@ class Admission:
         self._config = config
         self._pressure = pressure
         self._memory = HostMemory()
-        self.is_shared = True
+        self.refused: str | None = None
+        """Why only this user's processes are counted; None if all users' are."""
         if config.admission_dir is not None:
             self.ledger = Ledger(config.admission_dir, name)
             return
         try:
             self.ledger = Ledger(SHARED, name)
-        except HypervisorError:
-            self.is_shared = False
+        except HypervisorError as error:
+            self.refused = str(error)
+            log.info("admission_not_shared", reason=self.refused)
             self.ledger = Ledger(config.runtime_dir / ".admission", name)
 
     def __repr__(self) -> str:
@@ -37,8 +40,11 @@ class Admission:
 
     @property
     def budget_mib(self) -> int:
-        """How much guest memory all processes of the host may promise together."""
-        spare = self._memory.total_mib - self._config.memory_reserve_mib
+        """How much guest memory all processes of the host may promise together, by this process's configuration."""
+        return self._budget_mib(self._config.memory_reserve_mib)
+
+    def _budget_mib(self, reserve_mib: int) -> int:
+        spare = self._memory.total_mib - reserve_mib
         return max(0, int(spare * self._config.memory_overcommit))
 
     def admit(self, vm: str, memory_mib: int, reserve_mib: int) -> None:
@@ -59,7 +65,7 @@ class Admission:
                 f"{available} MiB of memory are available, one more VM may need {memory_mib} MiB and {reserve_mib} MiB "
                 "stay in reserve; end something, use smaller VMs, or lower `memory_reserve_mib`"
             )
-        self.ledger.promise(vm, memory_mib, self.budget_mib)
+        self.ledger.promise(vm, memory_mib, self._budget_mib(reserve_mib))
 
     def release(self, vm: str) -> None:
         """Take the promise back: the VM's QEMU is dead, or never was."""

@@ -65,6 +65,8 @@ class Confinement:
 
     None where we may not look: at another user's process, root may only with CAP_SYS_PTRACE.
     """
+    is_mergeable: bool | None
+    """Whether the kernel may merge its memory with that of other processes (KSM). None where we may not look."""
     groups: tuple[str, ...]
     """Its control groups, as `/proc/PID/cgroup` has them."""
     nice: int
@@ -90,6 +92,7 @@ class Confinement:
             denials=_denials(arguments),
             has_defaults="-nodefaults" not in arguments or "-no-user-config" not in arguments,
             writable_files=_written(process),
+            is_mergeable=_mergeable(process),
             groups=tuple(proc_text(process / "cgroup").splitlines()),
             nice=os.getpriority(os.PRIO_PROCESS, pid),
             session_nice=session_nice(pid),
@@ -115,6 +118,7 @@ class Confinement:
             "it runs as root": self.uid == 0,
             "it may dump its memory to disk": self.core_bytes != 0,
             "QEMU's default devices were let in": self.has_defaults,
+            "the kernel may merge its guest's memory with that of other guests": self.is_mergeable is True,
         }
         return [fault for fault, is_so in found.items() if is_so]
 
@@ -150,6 +154,14 @@ def _written(process: Path) -> tuple[str, ...] | None:
         return tuple(sorted(_opened(process) | _mapped(process)))
     except PermissionError:
         return None
+
+
+def _mergeable(process: Path) -> bool | None:
+    try:
+        lines = proc_text(process / "smaps").splitlines()
+    except PermissionError:
+        return None
+    return any("mg" in line.split() for line in lines if line.startswith("VmFlags:"))
 
 
 def _opened(process: Path) -> set[str]:

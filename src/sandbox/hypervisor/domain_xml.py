@@ -23,6 +23,8 @@ _TRACED_BOOT = "SANDBOX_TRACE=1"
 """The kernel does not know it, and so makes it a variable of its init: see `images/init`."""
 _SLOW_IN_SOFTWARE = ("erms", "fsrm")
 """By these the kernel copies bytes with one instruction, which an emulator carries out byte by byte."""
+_NOT_FOR_GUESTS = ("vmx", "svm")
+"""With these a guest could run guests of its own: a large part of KVM that it would otherwise never reach."""
 _TRACED = (
     "qio_channel_socket_connect_complete",
     "find_ram_offset",
@@ -31,7 +33,7 @@ _TRACED = (
     "migrate_set_state",
 )
 """Events that only the host causes: a guest must not be able to fill the host's disk by way of a log."""
-DEVICES_VERSION = 5
+DEVICES_VERSION = 6
 """Raised whenever this file changes the hardware that a guest sees: templates baked before are then stale."""
 
 
@@ -55,11 +57,12 @@ def domain_xml(
     return f"""\
 <domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name><uuid>{uuid}</uuid>{_generation(kind, genid)}
-  <memory unit='MiB'>{spec.memory_mib}</memory><vcpu>{spec.vcpus}</vcpu>
+  <memory unit='MiB'>{spec.memory_mib}</memory><memoryBacking><nosharepages/></memoryBacking>
+  <vcpu>{spec.vcpus}</vcpu>
   <os>
     <type arch='x86_64' machine={quoteattr(platform.machine_type)}>hvm</type>{_kernel(spec, platform)}
   </os>
-  <features><acpi/><apic/><smm state='off'/><vmport state='off'/><ps2 state='off'/>{_translation(kind)}</features>
+  <features><acpi/><apic/><smm state='off'/><vmport state='off'/><ps2 state='off'/>{_kind_features(kind)}</features>
   {_processor(platform)}
   <clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
@@ -101,9 +104,8 @@ def _kernel(spec: MachineSpec, platform: Platform) -> str:
 
 
 def _processor(platform: Platform) -> str:
-    if platform.accelerator == "kvm":
-        return f"<cpu mode='{platform.cpu_mode}'/>"
-    without = "".join(f"<feature policy='disable' name='{feature}'/>" for feature in _SLOW_IN_SOFTWARE)
+    unwanted = _NOT_FOR_GUESTS if platform.accelerator == "kvm" else _SLOW_IN_SOFTWARE
+    without = "".join(f"<feature policy='disable' name='{feature}'/>" for feature in unwanted)
     return f"<cpu mode='{platform.cpu_mode}'>{without}</cpu>"
 
 
@@ -120,6 +122,7 @@ def _arguments(spec: MachineSpec, console: Path, trace: Path | None) -> list[str
     if spec.memory_file is not None:
         # rom=off with readonly=on: the file is opened read-only, the private mapping of it is writable.
         sharing = "share=on" if spec.memory_shared else "share=off,readonly=on,rom=off"
+        sharing += ",merge=off"  # as `nosharepages` says of memory that libvirt asks for
         path = f"mem-path={_comma(spec.memory_file)}"
         arguments += ["-object", f"memory-backend-file,id=ram0,size={spec.memory_bytes},{path},{sharing}"]
         arguments += ["-machine", "memory-backend=ram0"]
@@ -141,9 +144,15 @@ def _generation(kind: str, genid: str) -> str:
     return f"<genid>{genid}</genid>" if kind == "kvm" else ""
 
 
-def _translation(kind: str) -> str:
-    """Return the bound on TCG's translated code: without one a guest can have its QEMU take 1 GiB for it."""
-    return f"<tcg><tb-cache unit='MiB'>{TRANSLATION_MIB}</tb-cache></tcg>" if kind == "qemu" else ""
+def _kind_features(kind: str) -> str:
+    """Return the features of one accelerator only.
+
+    KVM: no performance counters, by which a guest could watch what the host's processor does. TCG: the bound on
+    translated code; without one a guest can have its QEMU take 1 GiB for it.
+    """
+    if kind == "kvm":
+        return "<pmu state='off'/>"
+    return f"<tcg><tb-cache unit='MiB'>{TRANSLATION_MIB}</tb-cache></tcg>"
 
 
 def _comma(path: Path) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
-import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,21 +18,39 @@ from sandbox.hypervisor.kvm import ABSENT, PROBE_ROM, kvm_id, kvm_settings, prob
 from sandbox.hypervisor.spec import AcceleratorKind
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, seal, unseal, write_stored
 
 _LOOK_SECONDS = 10.0
 _MOMENT_SECONDS = 600.0
 """For so long a verdict that may be a bad moment's is kept: to look again may take the whole time of a probe."""
-_TCG_LAUNCHER = """\
+LOG_KIB, _FILE_KIB = 128, 16 * 1024
+"""How large a file of a clone's QEMU may get: its log is all that it writes. One that boots may write a saved state."""
+_SOONER = 200
+"""By so much more than this process, in thousandths of the host's memory, QEMU weighs when the kernel lacks memory."""
+_LAUNCHER = """\
 #!/bin/sh
-# Start QEMU as libvirt asks, but let its capability probe not see a KVM device that cannot be used.
+# Start QEMU as libvirt asks, with a bound on its log: a guest can have QEMU complain without end.
+# And when the host's memory is at an end, a VM shall go before the application that started it.
+size={file_kib}
 for argument do
     shift
     case $argument in
-    *,accel=kvm:tcg) argument=${{argument%kvm:tcg}}tcg ;;
+    -incoming) size={log_kib} ;;{cases}
     esac
     set -- "$@" "$argument"
 done
+score=/proc/self/oom_score_adj
+{{ read -r ours < $score && echo $((ours > 1000 - {sooner} ? 1000 : ours + {sooner})) > $score; }} 2>/dev/null
+trap '' XFSZ  # what does not fit any more is lost, and nothing else happens
+ulimit -f $((2 * size)) 2>/dev/null  # in units of 512 bytes; a lower limit that we run under holds
 exec {emulator} "$@"
+"""
+_WITHOUT_KVM = """
+    *,accel=kvm:tcg) argument=${argument%kvm:tcg}tcg ;;"""
+"""libvirt's capability probe must not see a KVM device that cannot be used.
+
+libvirt probes QEMU with rights that the domain will not have. Where /dev/kvm exists but is closed to the domain's user,
+its verdict contradicts itself and the probe (seconds) is repeated at every start.
 """
 
 
@@ -62,6 +80,27 @@ class HostFacts:
         if wanted not in ("kvm", "tcg"):
             raise ConfigError(f"accelerator {wanted!r} is unknown; choose auto, kvm or tcg")
         return "kvm" if wanted == "kvm" else "tcg"
+
+    def check_isolation(self, required: str | None, accelerator: AcceleratorKind) -> None:
+        """Raise `ConfigError` unless VMs under this accelerator are isolated as required."""
+        if required is not None and accelerator != required:
+            raise ConfigError(
+                f"isolation by {required} is required, and VMs are emulated here ({accelerator}), which is no "
+                f"security boundary; of KVM was seen: {self.kvm_verdict}"
+            )
+
+    def announce(self, wanted: str, accelerator: AcceleratorKind) -> None:
+        """Say, once in each process that opens the hypervisor, that `auto` has taken software emulation."""
+        if wanted != "auto" or accelerator != "tcg":
+            return
+        say = log.info if self.kvm_id == ABSENT else log.warning
+        say(
+            "kvm_does_not_work",
+            reason=self.kvm_verdict,
+            consequence="`auto` takes software emulation, which is no security boundary",
+            remedy="`sandbox doctor`",
+            in_words=f"software emulation, no security boundary: {self.kvm_verdict}; see `sandbox doctor`",
+        )
 
     @property
     def circumstances(self) -> tuple[object, ...]:
@@ -111,39 +150,47 @@ def load_facts(directory: Path) -> HostFacts:
             return facts
     make_directory(directory)
     facts = _find(directory, *circumstances)
-    if facts.kvm_id != ABSENT and not facts.kvm_works:
-        log.warning(
-            "kvm_does_not_work",
-            reason=facts.kvm_verdict,
-            consequence="`auto` takes software emulation, which is no security boundary",
-            remedy="`sandbox doctor`",
-        )
     if not facts.is_lasting:
         _unkept[cached] = facts
-    _write_atomically(cached, json.dumps(asdict(facts), indent=1).encode())
+    write_stored(cached, seal(asdict(facts)))
     return facts
 
 
 def _read(cached: Path) -> HostFacts | None:
-    """Return what was found before; None if that is nothing, too old, or of another version of this program."""
+    """Return what was found before; None if that is nothing, too old, damaged, or of another version of sandbox."""
     try:
-        facts = HostFacts(**json.loads(cached.read_text()))
+        facts = HostFacts(**unseal(read_stored(cached)))
         is_fresh = facts.is_lasting or time.time() - cached.stat().st_mtime < _MOMENT_SECONDS
         return facts if is_fresh else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def tcg_launcher(facts: HostFacts, directory: Path) -> str:
-    """Return an emulator path whose capability probe cannot see KVM.
+def launcher(facts: HostFacts, accelerator: AcceleratorKind, directory: Path) -> str:
+    """Return the path of a script that starts QEMU: with a bound on what it writes, under TCG without a view of KVM.
 
-    libvirt probes QEMU with rights that the domain will not have. Where /dev/kvm exists but is closed to the
-    domain's user, its verdict contradicts itself and the probe (seconds) is repeated at every start.
+    What QEMU prints beyond the bound is lost. The script also has the kernel kill QEMU sooner than this process when
+    memory is at an end. Unlike what is set from outside, both need no privilege and hold from the first instruction.
     """
-    path = directory / f"qemu-tcg-{facts.emulator_id}"
-    if not path.exists():
-        _write_atomically(path, _TCG_LAUNCHER.format(emulator=facts.emulator).encode(), mode=0o755)
+    program = _LAUNCHER.format(
+        emulator=shlex.quote(facts.emulator),
+        cases=_WITHOUT_KVM if accelerator == "tcg" else "",
+        log_kib=LOG_KIB,
+        sooner=_SOONER,
+        file_kib=_FILE_KIB,
+    ).encode()
+    path = directory / f"qemu-{accelerator}-{facts.emulator_id}-{zlib.crc32(program):08x}"
+    if not _holds(path, program):
+        write_stored(path, program, mode=0o755)
     return str(path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a program is there as it should be: what is damaged is written anew."""
+    try:
+        return read_stored(path) == content and path.stat().st_mode & 0o777 == 0o755
+    except OSError:
+        return False
 
 
 def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access: str, user: str | None) -> HostFacts:
@@ -153,7 +200,7 @@ def _find(directory: Path, emulator: str, emulator_id: str, boot_id: str, access
     if match is None or machine is None:
         raise HypervisorError(f"{emulator} does not say its version or has no q35 machine; run `sandbox setup`")
     rom = directory / f"probe-{os.geteuid()}.rom"
-    _write_atomically(rom, PROBE_ROM)
+    write_stored(rom, PROBE_ROM)
     verdict = probe_kvm(emulator, user, rom)
     return HostFacts(
         emulator=emulator,
@@ -184,11 +231,3 @@ def _run(command: list[str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LOOK_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise HypervisorError(f"`{' '.join(command)}` failed: {error}; run `sandbox setup`") from error
-
-
-def _write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    Path(temporary).replace(path)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from sandbox.errors import ConfigError, HostResources
 from sandbox.hypervisor.cgroup import Caps, Group, remove_group
 from sandbox.hypervisor.cgroup_place import CONTROLLERS, Places, enable, find_places, hierarchies
 from sandbox.hypervisor.rundir import GROUPS_FILE, group_name
@@ -22,9 +23,14 @@ OVERHEAD_MIB = 96
 """What QEMU may take beside its guest's memory, page tables, and under TCG its translated code: heap, stacks, files."""
 _PAGE_TABLES = {"kvm": 256, "tcg": 512}
 """One part in so many of the guest's memory: the host's tables of it, and under KVM the processor's own as well."""
+_USUAL = ("memory", "pids")
 PIDS = 96
 """QEMU's threads beside its virtual processors; it keeps up to 64 for its disk."""
 _EMPTY_SECONDS = 0.5
+_HOW = (
+    "run in a delegated group (`systemd-run --scope -p Delegate=yes …`, or Delegate=yes in the service's unit), or as "
+    "root name one with SANDBOX_CGROUP=/sandbox"
+)
 
 
 def caps(spec: MachineSpec, platform: Platform, cpus: float | None) -> Caps:
@@ -35,10 +41,14 @@ def caps(spec: MachineSpec, platform: Platform, cpus: float | None) -> Caps:
 
 
 class Groups:
-    """Makes a group for each VM wherever the host allows; where it does not, `places.refused` says why."""
+    """Makes a group for each VM wherever the host allows; where it does not, `places.refused` says why.
 
-    def __init__(self, run_directory: Path, places: Places) -> None:
+    With `must_hold`, a VM that gets no group does not start.
+    """
+
+    def __init__(self, run_directory: Path, places: Places, *, must_hold: bool = False) -> None:
         self.places = places
+        self.must_hold = must_hold
         self._groups: dict[str, Group] = {}
         name = group_name(run_directory)
         self._parents = {controller: base / BASE / name for controller, base in places.parents.items()}
@@ -60,17 +70,33 @@ class Groups:
         """Find out what the host allows and make what all VMs of this process have in common.
 
         Processor time is divided by groups only if it is limited: in groups, all VMs together weigh as much as one
-        process outside of them.
+        process outside of them. Raises `ConfigError` when a limit that was asked for cannot be enforced: `cpus`, and
+        memory and threads in a group that was named. With `auto` the latter two are limited where that is possible.
         """
-        return cls(run_directory, find_places(wanted, CONTROLLERS if cpus is not None else ("memory", "pids")))
+        is_named = wanted not in ("auto", "off")
+        places = find_places(wanted, CONTROLLERS if cpus is not None else _USUAL)
+        groups = cls(run_directory, places, must_hold=cpus is not None or is_named)
+        asked = (*(_USUAL if is_named else ()), *(("cpu",) if cpus is not None else ()))
+        if lacking := [f"{name}: {places.refused[name]}" for name in asked if name in places.refused]:
+            groups.close()
+            wish = f"the control group {wanted}" if is_named else f"cpu_limit={cpus:g}"
+            raise ConfigError(f"{wish} was asked for but cannot limit {'; '.join(lacking)}; {_HOW}")
+        return groups
 
     def make(self, name: str, caps: Caps) -> Group | None:
-        """Make the group of one VM; None where there can be none. Never fails: a VM without a group is a VM."""
+        """Make the group of one VM; None where there can be none.
+
+        Raises `HostResources` if a limit was asked for; else a VM without a group is a VM.
+        """
         if not self._parents:
             return None
         try:
             group = Group.make(name, self._parents, self.places.versions, caps)
         except OSError as error:
+            if self.must_hold:
+                raise HostResources(
+                    f"{name} gets no control group, and so not the limits that were asked for: {error}"
+                ) from error
             log.warning("no_control_group", vm=name, error=str(error))
             return None
         self._groups[name] = group

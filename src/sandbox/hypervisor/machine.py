@@ -29,6 +29,7 @@ class Machine:
         self.process = process
         self.stream = stream
         self.console = console
+        self.accelerator = host.platform.accelerator
         self._host = host
         self._is_destroyed = False
 
@@ -47,11 +48,11 @@ class Machine:
 
     async def save(self, state: Path) -> None:
         """Stop the machine for good and write its device state to `state`."""
-        await self._host.call(self._host.connection.save, self.name, state)
+        await self._host.save(self.name, state)
 
     async def pause(self) -> None:
         """Stop its processors: it then costs memory only."""
-        await self._host.call(self._host.connection.pause, self.name)
+        await self._host.pause(self.name)
 
     async def resume(self) -> None:
         """Let its processors run again. Its clocks have stood still."""

@@ -6,9 +6,10 @@ import ctypes
 import os
 import select
 import signal
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -16,15 +17,53 @@ import anyio
 from sandbox.inherited import keep_from_children
 from sandbox.proc import proc_text
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+_adopting = threading.Lock()
+_adopters = 0
+_leavers = 0
+_was_subreaper = 0
 
 
-def become_subreaper() -> None:
-    """Make orphaned descendants our children, so that a dead QEMU is reaped at once and not when init finds time.
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Make descendants that lose their parent within the context our children, as QEMU does when it is started.
 
-    libvirt takes a zombie for a living process and waits up to 1.8 s for it.
+    So a dead QEMU is reaped at once and not when init finds time: libvirt takes a zombie for a living process and waits
+    up to 1.8 s for it. Only while a VM is started: what the application's other children leave behind goes to init,
+    as it would without us, and does not become a zombie that nobody collects.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _count(adopters=1)
+    try:
+        yield
+    finally:
+        _count(adopters=-1)
+
+
+@contextmanager
+def leaving_orphans() -> Iterator[None]:
+    """Leave descendants that lose their parent within the context to init, even while VMs are started elsewhere.
+
+    A QEMU that is started meanwhile is init's child, too: it is reaped later, and its exit status is not known.
+    """
+    _count(leavers=1)
+    try:
+        yield
+    finally:
+        _count(leavers=-1)
+
+
+def _count(*, adopters: int = 0, leavers: int = 0) -> None:
+    global _adopters, _leavers, _was_subreaper  # noqa: PLW0603 - an attribute of the process
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    with _adopting:
+        if _adopters == 0:
+            before = ctypes.c_int()
+            prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+            _was_subreaper = before.value
+        _adopters += adopters
+        _leavers += leavers
+        are_ours = (_adopters > 0 and _leavers == 0) or _was_subreaper > 0
+        prctl(_PR_SET_CHILD_SUBREAPER, int(are_ours), 0, 0, 0)
 
 
 def command_line(pid: int) -> str:

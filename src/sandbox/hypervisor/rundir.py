@@ -18,14 +18,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sandbox.errors import HypervisorError
+from sandbox.errors import ConfigError, HypervisorError
 from sandbox.hypervisor.cgroup import remove_group
 from sandbox.hypervisor.process import Process
 from sandbox.inherited import Descriptor, check_not_forked
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, refused
 
-_LOCK = "sandbox.lock"
+LOCK_FILE = "sandbox.lock"
 GROUPS_FILE = "cgroups"
 """Lists the control groups that the directory's process divides among its VMs."""
 _NAMES = "[0-9a-f]" * 8
@@ -34,6 +35,16 @@ _DEATH_SECONDS = 5.0
 _CLEAR_ATTEMPTS = 50
 _CLEAR_SECONDS = 0.01
 _GROUP_SECONDS = 0.5
+_SOCKET_PATH_BYTES = 107
+"""The kernel's bound."""
+_LONGEST = {
+    True: "/01234567/l/lib/qemu/domain-123456-sbx-01234567-1234567/monitor.sock",
+    False: "/01234567/sbx-01234567-123456.sock",
+}
+"""The longest name of a socket below the runtime directory: with libvirt inside this process its own, else ours."""
+_LIST_BYTES = 64 * 1024
+_PIDS = 2**31
+_LOCKING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class RunDirectory:
@@ -62,14 +73,13 @@ class RunDirectory:
             name = secrets.token_hex(4)
             unborn, path = runtime / f".{name}", runtime / name
             make_directory(unborn, 0o711)
+            lock = Descriptor(os.open(unborn / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
+            unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
         except OSError as error:
-            raise HypervisorError(
-                f"cannot make a run directory in {runtime}: {error.strerror}; set SANDBOX_RUNTIME_DIR to a writable one"
-            ) from error
-        lock = Descriptor(os.open(unborn / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(lock.fileno(), f"{os.getpid()}\n".encode())  # for people: that the lock is held is what counts
-        unborn.rename(path)  # only a locked directory becomes visible to another process's `reap`
+            said = refused(error, runtime, "SANDBOX_RUNTIME_DIR")
+            raise HypervisorError(f"cannot make a run directory: {said}") from error
         return cls(path, lock)
 
     def remove(self) -> None:
@@ -107,6 +117,16 @@ def reap(runtime: Path) -> int:
     return cleared
 
 
+def check_length(runtime: Path, *, is_embedded: bool) -> None:
+    """Raise `ConfigError` if a socket's path in a run directory in here would be longer than the kernel takes."""
+    most, size = _SOCKET_PATH_BYTES - len(_LONGEST[is_embedded]), len(os.fsencode(runtime))
+    if size > most:
+        raise ConfigError(
+            f"the runtime directory's path {runtime} has {size} bytes; at most {most} leave room for sockets in it, "
+            f"whose paths may have {_SOCKET_PATH_BYTES}; set SANDBOX_RUNTIME_DIR to a shorter one"
+        )
+
+
 def _check_trusted(runtime: Path) -> None:
     """Raise `HypervisorError` unless all that lies in this directory was put there by this user."""
     status = runtime.lstat()
@@ -127,7 +147,7 @@ def _remove_husks(runtime: Path) -> None:
     Nothing but that goes: a directory of such a name that holds anything else was never ours.
     """
     for path in runtime.glob(_NAMES):
-        if not path.is_symlink() and not (path / _LOCK).exists():
+        if not path.is_symlink() and not (path / LOCK_FILE).exists():
             for record in path.glob(f"l/run/qemu/sbx-{path.name}-*.xml*"):
                 record.unlink(missing_ok=True)
             for below in ("l/run/qemu", "l/run", "l", "."):
@@ -142,17 +162,25 @@ def stale(runtime: Path) -> int:
 
 def run_directories(runtime: Path) -> list[Path]:
     """Return every run directory, whoever owns it."""
-    return sorted(path for path in runtime.glob(_NAMES) if (path / _LOCK).exists())
+    return sorted(path for path in runtime.glob(_NAMES) if _has_lock(path))
+
+
+def _has_lock(path: Path) -> bool:
+    """Return whether there is a lock file in this directory; whatever else bears its name is none of ours."""
+    try:
+        return stat.S_ISREG((path / LOCK_FILE).lstat().st_mode)
+    except OSError:
+        return False
 
 
 def has_owner(path: Path) -> bool:
     """Return whether the process that made this run directory lives: it holds the lock as long as it does."""
     try:
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # it is being removed by its owner right now
-        return True
+        lock = os.open(path / LOCK_FILE, _LOCKING)
     except PermissionError:  # another user's: the lock may be looked at only by who may open it
         return owner_pid(path) is None or Path(f"/proc/{owner_pid(path)}").exists()
+    except OSError:  # it is being removed by its owner right now, or none of ours
+        return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -165,9 +193,10 @@ def has_owner(path: Path) -> bool:
 def owner_pid(path: Path) -> int | None:
     """Return the process id that is written in a run directory's lock; None if it cannot be read."""
     try:
-        return int((path / _LOCK).read_text())
+        pid = int(read_stored(path / LOCK_FILE))
     except (OSError, ValueError):
         return None
+    return pid if 0 < pid < _PIDS else None
 
 
 def group_name(path: Path) -> str:
@@ -188,13 +217,13 @@ def _ownerless(runtime: Path) -> Iterator[tuple[Path, int]]:
         with ExitStack() as stack:
             try:
                 directory = stack.enter_context(_opened(path))
-                lock = Descriptor(os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory))
+                lock = Descriptor(os.open(LOCK_FILE, _LOCKING, dir_fd=directory))
                 stack.callback(lock.close)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                there = os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
+                there = os.stat(LOCK_FILE, dir_fd=directory, follow_symlinks=False)
             except OSError:  # its owner lives or has just removed it, it is another user's, or no run directory
                 continue
-            if os.path.samestat(os.fstat(lock.fileno()), there):
+            if stat.S_ISREG(there.st_mode) and os.path.samestat(os.fstat(lock.fileno()), there):
                 yield path, directory
 
 
@@ -216,11 +245,14 @@ def _opened(path: Path) -> Iterator[int]:
 def _remove_groups(path: Path, directory: int) -> None:
     """Remove the control groups of a run directory whose VMs are dead. Only empty directories of its name go."""
     try:
-        listed = os.open(GROUPS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        listed = os.open(GROUPS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        with os.fdopen(listed, "rb") as file:
+            lines = os.fsdecode(file.read(_LIST_BYTES)).split("\n")
     except FileNotFoundError:  # none were made
         return
-    with os.fdopen(listed) as file:
-        lines = file.read().splitlines()
+    except OSError as error:  # `reap_left_over` looks for them itself
+        log.warning("control_groups_not_listed", path=str(path), reason=str(error))
+        return
     for line in lines:
         parent = Path(line)
         if parent.name != group_name(path) or not (parent / "cgroup.procs").exists():
@@ -244,17 +276,17 @@ def _end_machines(path: Path) -> None:
 def _remove_all(path: Path, directory: int) -> None:
     _remove_groups(path, directory)
     for attempt in range(_CLEAR_ATTEMPTS):  # libvirt's threads may still be writing about a domain that has just ended
-        entries = [entry for entry in os.listdir(directory) if entry != _LOCK]
+        entries = [entry for entry in os.listdir(directory) if entry != LOCK_FILE]
         if not entries:
             # The lock goes last: a directory that could not be emptied keeps it, and the next process tries again.
             with suppress(FileNotFoundError):
-                os.unlink(_LOCK, dir_fd=directory)
+                os.unlink(LOCK_FILE, dir_fd=directory)
             try:
                 path.rmdir()
             except FileNotFoundError:
                 return
             except OSError:  # a thread of libvirt was quicker
-                os.close(os.open(_LOCK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+                os.close(os.open(LOCK_FILE, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
                 continue
             return
         if attempt:

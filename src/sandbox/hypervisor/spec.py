@@ -44,6 +44,8 @@ class Platform:
     machine_type: str
     accelerator: AcceleratorKind
     cpu: str
+    libvirt: str = ""
+    """The version of libvirt, which decides how QEMU is started; empty until it is connected."""
 
     @property
     def cpu_mode(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import socket
 import uuid
 from contextlib import ExitStack, suppress
@@ -40,6 +42,7 @@ class Starter:
         owner: tuple[int, int] | None,
         cpu_limit: float | None,
         nice: int,
+        must_yield: bool,
     ) -> None:
         self._connection = connection
         self._rundir = rundir
@@ -48,6 +51,7 @@ class Starter:
         self._owner = owner
         self._cpu_limit = cpu_limit
         self._nice = nice
+        self._must_yield = must_yield
 
     def start(
         self, name: str, spec: MachineSpec, platform: Platform, reserve_mib: int, handover: Handover[Started]
@@ -60,7 +64,7 @@ class Starter:
         except BaseException as error:
             self.forget(name)
             if isinstance(error, OSError) and not isinstance(error, SandboxError):
-                raise _host_lacks(error) from error
+                raise _failure(error, self._rundir.path) from error
             raise
 
     def _bring_up(self, name: str, spec: MachineSpec, platform: Platform, handover: Handover[Started]) -> Started:
@@ -73,7 +77,7 @@ class Starter:
                     log_file = self._rundir.path / f"{name}.trace"
                     trace = stack.enter_context(start_log(log_file, self._owner, self._pid_file(name)))
             except OSError as error:
-                raise _host_lacks(error) from error
+                raise _failure(error, self._rundir.path) from error
             xml = domain_xml(
                 spec,
                 platform,
@@ -110,7 +114,8 @@ class Starter:
             return
         with stage("make the control group"):
             group = self.groups.make(name, caps(spec, platform, self._cpu_limit))
-        with Midwife(self._pid_file(name), name, group, self._nice).at_work() as midwife:
+        must = {"must_confine": self.groups.must_hold, "must_yield": self._must_yield}
+        with Midwife(self._pid_file(name), name, group, self._nice, **must).at_work() as midwife:
             self._connection.start(name, xml, spec.state, self._log_file(name), midwife.wait_confined)
 
     def forget(self, name: str) -> None:
@@ -139,9 +144,27 @@ class Starter:
         return self._rundir.path / "l" / "log" / "qemu" / f"{name}.log"
 
 
-def _host_lacks(error: OSError) -> HostResources:
-    """Return what to raise when the host's own calls fail, for want of descriptors above all."""
-    return HostResources(f"no room for another VM: {error.strerror}; `ulimit -n` tells the limit of descriptors")
+def _failure(error: OSError, rundir: Path) -> SandboxError:
+    """Return what to raise when the host's own calls fail: what it lacks, or what is wrong with the run directory."""
+    said = error.strerror or str(error)
+    match error.errno:
+        case errno.EMFILE:
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return HostResources(f"no descriptor for another VM: this process may have {most} open; raise `ulimit -n`")
+        case errno.ENFILE:
+            return HostResources("no descriptor for another VM on this host; raise `sysctl fs.file-max`")
+        case errno.ENOSPC | errno.EDQUOT:
+            return HostResources(
+                f"no room for another VM's files in {rundir}: {said}; `df` and `df -i` tell what is left"
+            )
+        case errno.ENOMEM | errno.ENOBUFS | errno.EAGAIN:
+            return HostResources(f"no room for another VM: {said}; end something")
+        case errno.ENOENT if not rundir.exists():
+            return HypervisorError(
+                f"the run directory {rundir} was removed while this process lives, as when its user logs out; start "
+                "the process again, after `loginctl enable-linger` or with a SANDBOX_RUNTIME_DIR that stays"
+            )
+    return HypervisorError(f"the VM cannot be started: {error.filename or rundir}: {said}")
 
 
 def kill_by_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def build_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
     Polls, because a thread that blocks in flock cannot be told that nobody waits for it any more.
     """
-    with path.open("a") as file:
+    with open(path, "a", opener=_opened) as file:
         keep_from_children(file)
         if not _take(file):
             waiting()
@@ -42,10 +43,15 @@ def _take(file: IO[str]) -> bool:
 def is_held(path: Path) -> bool:
     """Return whether somebody builds right now, or may for all that can be seen. Changes nothing."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_opened) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except (BlockingIOError, PermissionError):
+    except OSError:
         return True
     return False
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a lock; a pipe in its place must not hold us up."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from sandbox.errors import ConfigError
 from sandbox.paths import resource
+from sandbox.stored import read_stored
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,62}$")]
 # A leading letter or digit, so that no package is ever taken for an option or removed by a trailing `-`.
@@ -68,6 +70,12 @@ class Recipe(BaseModel):
     kernel: Kernel = Field(default="debian", exclude_if=lambda kernel: kernel == "debian")
     """Debian's own for clouds, or one that is compiled from Debian's source with what a guest needs only."""
 
+    @property
+    def key(self) -> str:
+        """Names the recipe by its content, its name included: eight characters."""
+        content = self.model_dump(mode="json", exclude={"description"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
     def with_kernel(self, kernel: Kernel) -> Recipe:
         """Return this recipe with another kernel, and a name that says so."""
         if kernel == self.kernel:
@@ -100,17 +108,31 @@ def is_recipe(name: str) -> bool:
     return name.endswith(".toml") or name in known_recipes()
 
 
+def recipe_file(name: str) -> Path:
+    """Return the file of the recipe with that name, or the one whose path, which ends in `.toml`, is given."""
+    return Path(name).absolute() if name.endswith(".toml") else resource("images") / f"{name}.toml"
+
+
 def load_recipe(name: str) -> Recipe:
-    """Load the recipe with that name, or from a path that ends in `.toml`. Raises `ConfigError`."""
-    path = Path(name) if name.endswith(".toml") else resource("images") / f"{name}.toml"
+    """Load the recipe with that name, or from a path that ends in `.toml`. Raises `ConfigError`.
+
+    A recipe of the user's own that has the name of one of ours is called `user-NAME`: the name stands for ours.
+    """
+    path = recipe_file(name)
     if not is_recipe(name):
         known = ", ".join(known_recipes())
         raise ConfigError(f"there is no image recipe {name!r}: expected one of {known}, or the path of a .toml file")
     try:
-        fields = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fields = {"name": path.stem, **tomllib.loads(read_stored(path).decode())}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"the image recipe {path} cannot be read: {error}") from error
-    return _validated(str(path), {"name": path.stem, **fields})
+    if name.endswith(".toml") and fields["name"] in known_recipes() and not _is_ours(path):
+        fields["name"] = f"user-{fields['name']}"
+    return _validated(str(path), fields)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.resolve().parent == resource("images").resolve()
 
 
 def _validated(origin: str, fields: dict[str, object]) -> Recipe:

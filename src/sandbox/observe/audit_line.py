@@ -13,7 +13,7 @@ _CHARACTERS = 500
 _TOLD = (
     *("why", "cause", "code", "error", "hit", "op", "user", "outcome", "exit_code", "signal", "cpu_seconds"),
     *("output_bytes", "rule", "said", "did", "min_size", "max_size", "pid"),
-    *("generation", "former", "reasons", "failures"),
+    *("generation", "former", "reasons", "failures", "task"),
 )
 """The fields that are written. A list of what is allowed: a field that is new, whatever it holds, stays out."""
 _RECEIPT = ("machine_id", "boot_id", "hostname", "agent", "clock_offset", "round_trip")

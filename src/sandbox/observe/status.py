@@ -19,6 +19,7 @@ from sandbox.log import log
 _SECONDS = 1.0
 _VM = re.compile(r"sbx-([0-9a-f]{8})-\d+")
 _LIMIT = 4 * 1024 * 1024
+_MOST = 1 << 53
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # whatever lies there, it must not hold us up
 _STATES = {
     EventKind.VM_STARTED: "ready",
@@ -72,6 +73,7 @@ class StatusFile:
         self._last = -_SECONDS
         self._writing = threading.Lock()
         self._is_over = False
+        self._is_told = False
 
     def __call__(self, event: LifeEvent) -> None:
         self._note(event)
@@ -122,8 +124,11 @@ class StatusFile:
                 with os.fdopen(file, "w") as stream:
                     stream.write(json.dumps(document))
                 fresh.replace(path)
+                self._is_told = False
         except OSError as error:
-            log.debug("status_not_written", path=str(path), error=str(error))
+            say = log.debug if self._is_told else log.warning
+            say("status_not_written", path=str(path), error=str(error), consequence="`sandbox top` shows an old one")
+            self._is_told = True
 
     def _remove(self, path: Path) -> None:
         with self._writing, suppress(OSError):
@@ -145,11 +150,17 @@ def read_status(run_directory: Path) -> list[PoolStatus]:
     return found
 
 
+def _count(number: object) -> int:
+    if not isinstance(number, int) or abs(number) >= _MOST:
+        raise TypeError("what is counted is a number that can be")
+    return number
+
+
 def _parse(document: Any) -> PoolStatus:
     vms = {str(name): VMStatus(**vm) for name, vm in document["vms"].items()}
     for vm in vms.values():
         if not (isinstance(vm.state, str) and isinstance(vm.lease, str) and isinstance(vm.template, str)):
             raise TypeError("a VM's names are strings")
-        vm.running, vm.executions = int(vm.running), int(vm.executions)
-    numbers = {str(name): int(number) for name, number in document["statistics"].items()}
+        vm.running, vm.executions = _count(vm.running), _count(vm.executions)
+    numbers = {str(name): _count(number) for name, number in document["statistics"].items()}
     return PoolStatus(str(document["pool"]), numbers, vms)

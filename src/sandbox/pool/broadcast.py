@@ -9,7 +9,13 @@ from sandbox.event import Commentator, EventKind, LifeEvent, Observer
 from sandbox.log import log
 
 _LOUD = frozenset(
-    {EventKind.VM_START_FAILED, EventKind.ANOMALY, EventKind.TEMPLATE_BAKE_FAILED, EventKind.CANARY_FAILED}
+    {
+        EventKind.VM_START_FAILED,
+        EventKind.ANOMALY,
+        EventKind.TEMPLATE_BAKE_FAILED,
+        EventKind.CANARY_FAILED,
+        EventKind.TASK_FAILED,
+    }
 )
 
 

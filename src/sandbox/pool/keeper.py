@@ -46,6 +46,8 @@ class Keeper:
 
     def add(self, name: str, source: VMSource, min_size: int) -> None:
         """Have a shelf for this source, too. Only before the start."""
+        if isinstance(source, RenewableSource):
+            source = source.kept()
         now = asyncio.get_running_loop().time
         news = {"on_change": self._on_change, "on_room": self._on_room}
         shelf = Shelf(name, source, min_size, self._config, now=now, broadcast=self._broadcast, **news)
@@ -90,7 +92,7 @@ class Keeper:
         return bool(found)
 
     async def _keep(self) -> None:
-        health = Health(self.vms)
+        health = Health(self.vms, self._broadcast)
         try:
             async with anyio.create_task_group() as group:
                 for succession in self.successions.values():

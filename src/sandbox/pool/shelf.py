@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sandbox.config import PoolConfig
-from sandbox.errors import HostResources, SandboxError
+from sandbox.errors import HostResources, SandboxError, StateNotLoaded
 from sandbox.event import EventKind
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.lease import Lease
@@ -61,6 +61,8 @@ class Shelf:
         self.last_failure: SandboxError | None = None
         self.resume_at = 0.0
         self.is_closing = False
+        self.on_unloadable: Callable[[VMSource], None] = lambda _: None
+        """Called when QEMU could not load the state of a source."""
         self._min_size = min_size
         self.config = config
         self._last_failed = -math.inf
@@ -244,6 +246,8 @@ class Shelf:
             self.queue.refuse_beyond(self._coming, error)
         self._refuse_hopeless()
         self.count.failed_starts += 1
+        if isinstance(error, StateNotLoaded):
+            self.on_unloadable(slot.source)
 
     def _refuse_hopeless(self) -> None:
         """While starts are held back, tell the cause to whoever waits for more than there is."""

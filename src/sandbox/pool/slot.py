@@ -11,6 +11,7 @@ from sandbox.errors import SandboxError, StartError
 from sandbox.event import EventKind
 from sandbox.log import log
 from sandbox.pool.lease import Lease
+from sandbox.pool.supervision import contained
 from sandbox.vm import VM
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Slot:
         """Start a VM, offer it, serve at most one lease, destroy it. Ends only when the VM is gone."""
         was_offered = has_failed = False
         try:
-            with self._scope:
+            with contained("the start of a VM"), self._scope:
                 async with self.source.lease() as vm:
                     try:
                         self.vm = vm

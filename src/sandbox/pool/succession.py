@@ -10,17 +10,19 @@ import anyio
 from sandbox.config import PoolConfig
 from sandbox.errors import HostResources, PoolClosed, SandboxError, StateError, TemplateError, afresh
 from sandbox.event import EventKind
-from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
 from sandbox.pool.broadcast import Broadcast
 from sandbox.pool.canary import try_canary
 from sandbox.pool.policy import renewal_back_off
 from sandbox.pool.shelf import Shelf
+from sandbox.pool.supervision import contained, supervise
 from sandbox.template.drift import Drift
 from sandbox.vm import VMSource
 
 _HARMLESS = {"image", "kernel", "agent", "age", "pin"}
 """Differences between a former generation and the wanted one that do not keep it from being restored."""
+
+_AGAIN_SECONDS = 30.0
 
 
 @runtime_checkable
@@ -29,6 +31,8 @@ class RenewableSource(VMSource, Protocol):
 
     @property
     def generation(self) -> int: ...
+
+    def kept(self) -> Any: ...
 
     async def drift(self, max_age: float | None) -> Drift | None: ...
 
@@ -69,6 +73,10 @@ class Succession:
         self._asked = anyio.Event()
         self._scope = anyio.CancelScope()
         self._is_over = False
+        self._urged: VMSource | None = None
+        """The last source that could not be loaded: one such failure is enough to look at once."""
+        self._is_urgent = False
+        shelf.on_unloadable = self._on_unloadable
 
     @property
     def _live(self) -> RenewableSource:
@@ -80,13 +88,7 @@ class Succession:
         """Look after the template until `stop`; then whoever still waits for a roll-over is told."""
         try:
             with self._scope:
-                while True:
-                    self._asked = anyio.Event()
-                    if not self._orders:
-                        with anyio.move_on_after(self._pause()):
-                            await self._asked.wait()
-                    self._served, self._orders = self._orders, []
-                    await self._look()
+                await supervise("the look after the template", self._look_in_time, self._broadcast)
         finally:
             self._is_over = True
             self._answer([*self._served, *self._orders], PoolClosed("the pool was closed before it rolled over"))
@@ -126,19 +128,29 @@ class Succession:
 
     def _pause(self) -> float | None:
         interval = self._config.template_check_interval
+        if interval is None and self._failures and self._urged is self._shelf.source:
+            interval = _AGAIN_SECONDS  # no VM comes of the live template, so this is tried until there is another
         return None if interval is None else renewal_back_off(interval, self._failures)
+
+    async def _look_in_time(self) -> None:
+        self._asked = anyio.Event()
+        if not (self._served or self._orders or self._is_urgent):
+            with anyio.move_on_after(self._pause()):
+                await self._asked.wait()
+        self._served, self._orders = [*self._served, *self._orders], []
+        self._is_urgent = False
+        await self._look()
 
     async def _look(self) -> None:
         """Look once, and do what is due; whatever goes wrong is told, and tried again later."""
         try:
-            with telling_shortage():
+            with contained("the look after the template"):
                 await self._renew(is_ordered=bool(self._served))
-        except (SandboxError, OSError) as error:
-            failure = error if isinstance(error, SandboxError) else TemplateError(str(error))
+        except SandboxError as error:
             self._failures += 1
             if not isinstance(error, _CanaryFailed):
-                self._tell(EventKind.TEMPLATE_BAKE_FAILED, **self._account(failure))
-            self._answer(self._served, failure)
+                self._tell(EventKind.TEMPLATE_BAKE_FAILED, **self._account(error))
+            self._answer(self._served, error)
         else:
             self._failures = 0
             self._answer(self._served, None)
@@ -147,7 +159,7 @@ class Succession:
     async def _renew(self, *, is_ordered: bool) -> None:
         live, began = self._live, self._shelf.now()
         drift = await live.drift(self._config.template_max_age)
-        if not is_ordered and (drift is None or (self._refused is not None and self._refused.is_wanted(drift.wanted))):
+        if not is_ordered and (drift is None or (self._was_refused(drift) and not drift.is_urgent)):
             return
         if drift is not None and drift.wanted != self._told:
             self._told = drift.wanted
@@ -158,7 +170,9 @@ class Succession:
                 seconds = self._shelf.now() - began
                 self._tell(EventKind.TEMPLATE_BAKED, seconds, generation=generation)
             try:
-                await try_canary(candidate.source, live, self._config.canary_slowdown)
+                is_broken = drift is not None and "state" in drift.reasons
+                slowdown = self._config.canary_slowdown
+                await try_canary(candidate.source, None if is_broken else live, slowdown)
             except HostResources:  # says nothing of the candidate
                 raise
             except SandboxError as error:
@@ -173,9 +187,20 @@ class Succession:
         self._refused = None
         self._switch(source, ", ".join(drift.reasons) if drift is not None else "ordered", self._shelf.now() - began)
         try:
-            await source.tidy()
-        except (SandboxError, OSError) as error:
+            with contained("the removal of old templates"):
+                await source.tidy()
+        except SandboxError as error:
             log.warning("old_templates_not_removed", template=self._shelf.name, error=str(error))
+
+    def _was_refused(self, drift: Drift) -> bool:
+        return self._refused is not None and self._refused.is_wanted(drift.wanted)
+
+    def _on_unloadable(self, source: VMSource) -> None:
+        """QEMU cannot load the state of this source: if it is the live one, another is due now."""
+        if source is self._shelf.source and source is not self._urged:
+            self._urged = source
+            self._is_urgent = True
+            self._asked.set()
 
     def _switch(self, source: RenewableSource, why: str, seconds: float) -> None:
         former = self._live

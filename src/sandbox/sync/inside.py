@@ -48,6 +48,10 @@ class Execution:
         return self._inner.vm
 
     @property
+    def accelerator(self) -> str:
+        return self._inner.accelerator
+
+    @property
     def status(self) -> Status:
         return self._inner.status
 

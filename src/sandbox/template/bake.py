@@ -6,24 +6,26 @@ Nothing that somebody has used can be frozen: whoever bakes gives a description 
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
 from anyio.to_thread import run_sync
 
-from sandbox.errors import GuestLost, HostResources, TemplateError
+from sandbox.errors import GuestLost, HostResources, SandboxError, StartError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.memory_file import allocate
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.log import log
 from sandbox.paths import make_directory
-from sandbox.template.lint import lint
+from sandbox.stored import refused
+from sandbox.template.lint import LintReport, lint
 from sandbox.template.manifest import MEMORY, STATE, FileDigest, Requirement, TemplateManifest
 from sandbox.vm import BOOT_SECONDS, READY_SECONDS, VM, open_vm
 
@@ -35,6 +37,7 @@ with tempfile.NamedTemporaryFile() as file:
 print(re.sub("a+", "b", "caat"))
 """
 _WARM_RUNS = 3
+_ATTEMPTS = 2
 _CLOCK_SECONDS = 0.5
 _STATE_BYTES = 4 * 1024 * 1024
 
@@ -62,56 +65,102 @@ async def unpublished(
 ) -> AsyncIterator[Path]:
     """Make a template beside `target` and give its directory; remove it in the end, unless it was published by then.
 
-    The machine is booted here and ends here. Raises `TemplateError` when its guest does not come to rest, or holds
-    what no clone may; see `LintReport`.
+    The machine is booted here and ends here. Raises `TemplateError` when its guest is lost twice,
+    does not come to rest, or holds what no clone may; see `LintReport`.
     """
-    work = await run_sync(_prepare, target, spec.memory_bytes, host.owner)
+    work = target.with_name(f".bake-{target.name}")
     try:
-        booted = time.monotonic()
-        blank = replace(spec, memory_file=work / MEMORY, memory_shared=True, state=None)
-        machine = await host.start(blank)
-        async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
-            log.info("template_booted", template=target.name, seconds=round(time.monotonic() - booted, 3))
-            await _warm(vm)
-            await check_clock(vm)
-            report = (await lint(vm)).check()
-            try:
-                await vm.prepare(READY_SECONDS)
-                started = time.monotonic()
-                await vm.quiesce(READY_SECONDS)
-            except GuestLost as error:
-                raise TemplateError(f"the guest did not come to rest for the snapshot: {error}") from error
-            await machine.save(work / STATE)
-            freeze_seconds = time.monotonic() - started
-            assert vm.receipt is not None
-            agent = vm.receipt.agent
-        await run_sync(_seal, work)
-        manifest = TemplateManifest(
-            requirement=requirement,
-            series=series,
-            generation=generation,
-            agent=agent,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-            freeze_seconds=freeze_seconds,
-            files=await run_sync(_digests, work),
-            lint=report,
-        )
-        await run_sync(manifest.save, work)
-        log.info("template_baked", template=target.name, freeze_seconds=round(freeze_seconds, 4), lint=report.verdict)
+        with _telling_what_is_wrong(work):
+            frozen = await _frozen(host, spec, work)
+            await run_sync(_seal, work)
+            manifest = TemplateManifest(
+                requirement=requirement,
+                series=series,
+                generation=generation,
+                agent=frozen.agent,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+                freeze_seconds=frozen.seconds,
+                files=await run_sync(_digests, work),
+                lint=frozen.report,
+            )
+            await run_sync(manifest.save, work)
+        said = {"freeze_seconds": round(frozen.seconds, 4), "lint": frozen.report.verdict}
+        log.info("template_baked", template=target.name, **said)
         yield work
     finally:
         with anyio.CancelScope(shield=True):  # asyncio's own cancellation knows no shield; the thread then ends alone
             await run_sync(_remove, work)
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """What is known of a guest when its state has been written."""
+
+    agent: int
+    report: LintReport
+    seconds: float
+    """How long it stood still for that."""
+
+
+async def _frozen(host: Hypervisor, spec: MachineSpec, work: Path) -> _Frozen:
+    """Boot a machine and write its memory and state to `work`. One whose guest is lost is followed by another one."""
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        await run_sync(_prepare, work, spec.memory_bytes, host.owner)
+        try:
+            return await _freeze(host, replace(spec, memory_file=work / MEMORY, memory_shared=True, state=None), work)
+        except StartError as error:
+            if not isinstance(error.__cause__, GuestLost) or not attempts_left:
+                raise
+            log.warning("bake_failed", template=work.name, error=str(error), remedy="another machine is booted")
+    raise AssertionError
+
+
+async def _freeze(host: Hypervisor, spec: MachineSpec, work: Path) -> _Frozen:
+    booted = time.monotonic()
+    machine = await host.start(spec)
+    try:
+        async with open_vm(machine, ready_seconds=BOOT_SECONDS) as vm:
+            log.info("template_booted", template=work.name, seconds=round(time.monotonic() - booted, 3))
+            await _warm(vm)
+            await check_clock(vm)
+            report = (await lint(vm)).check()
+            await vm.prepare(READY_SECONDS)
+            started = time.monotonic()
+            await vm.quiesce(READY_SECONDS)
+            await machine.save(work / STATE)
+            seconds = time.monotonic() - started
+            assert vm.receipt is not None
+            return _Frozen(vm.receipt.agent, report, seconds)
+    except GuestLost as error:
+        said = machine.console.last_line()
+        said = f"{error}; its console ends with: {said}" if said else str(error)
+        raise TemplateError(f"the golden guest was lost before its state was saved: {said}") from error
+
+
 def publish(work: Path, target: Path) -> None:
-    """Move a finished template into place; clones that still map what was there keep it. Blocks."""
-    if target.exists():
-        grave = target.with_name(f".old-{target.name}")
-        shutil.rmtree(grave, ignore_errors=True)
-        target.rename(grave)
-        shutil.rmtree(grave)
-    work.rename(target)
+    """Move a finished template into place; clones that still map what was there keep it. Blocks.
+
+    Raises `TemplateError` or `HostResources` when the file system does not let it.
+    """
+    with _telling_what_is_wrong(target):
+        if target.exists():
+            grave = target.with_name(f".old-{target.name}")
+            shutil.rmtree(grave, ignore_errors=True)
+            target.rename(grave)
+            shutil.rmtree(grave)
+        work.rename(target)
+
+
+@contextmanager
+def _telling_what_is_wrong(path: Path) -> Iterator[None]:
+    """Raise an error of ours where the file system refuses something within the context."""
+    try:
+        yield
+    except SandboxError:
+        raise
+    except OSError as error:
+        kind = HostResources if error.errno in (errno.ENOSPC, errno.EDQUOT) else TemplateError
+        raise kind(f"a template cannot be made: {refused(error, path)}") from error
 
 
 async def _warm(vm: VM) -> None:
@@ -142,19 +191,18 @@ async def _answer(vm: VM, script: str) -> str:
     return result.text
 
 
-def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> Path:
+def _prepare(work: Path, memory_bytes: int, owner: tuple[int, int] | None) -> None:
     """Make a work directory with an empty memory file and state file that QEMU may write.
 
-    Its name follows from the target's, so what a killed bake has left is found and removed here.
+    Its name follows from the template's, so what a killed bake has left is found and removed here.
     """
-    make_directory(target.parent)
-    free = shutil.disk_usage(target.parent).free
+    make_directory(work.parent)
+    free = shutil.disk_usage(work.parent).free
     if free < memory_bytes + _STATE_BYTES:  # QEMU would die of SIGBUS where the file system ends
         raise HostResources(
-            f"a template needs {(memory_bytes + _STATE_BYTES) >> 20} MiB in {target.parent}, {free >> 20} are free; "
+            f"a template needs {(memory_bytes + _STATE_BYTES) >> 20} MiB in {work.parent}, {free >> 20} are free; "
             "run `sandbox image prune`, use less --memory, or set SANDBOX_DATA_DIR"
         )
-    work = target.with_name(f".bake-{target.name}")
     shutil.rmtree(work, ignore_errors=True)
     make_directory(work, 0o711)
     for name in (MEMORY, STATE):
@@ -164,12 +212,8 @@ def _prepare(target: Path, memory_bytes: int, owner: tuple[int, int] | None) -> 
                 allocate(descriptor, memory_bytes)
             if owner is not None:
                 os.fchown(descriptor, *owner)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
         finally:
             os.close(descriptor)
-    return work
 
 
 def _remove(work: Path) -> None:
@@ -187,4 +231,4 @@ def _seal(work: Path) -> None:
 
 
 def _digests(work: Path) -> dict[str, FileDigest]:
-    return {name: FileDigest.of(work / name) for name in (MEMORY, STATE)}
+    return {name: FileDigest.of(work / name, is_final=True) for name in (MEMORY, STATE)}

@@ -19,6 +19,8 @@ class Sight:
     """Seconds since the template was baked."""
     is_intact: bool = True
     """Whether the template's files are those that were verified, as far as `stat` tells."""
+    is_loadable: bool = True
+    """Whether QEMU has loaded its state, or was not asked to yet."""
     is_other_kernel: bool = False
     """Whether the wanted image has another kernel."""
     is_other_agent: bool = False
@@ -30,15 +32,21 @@ class Drift:
     """Why a template should be succeeded, and by what."""
 
     reasons: tuple[str, ...]
-    """Parts of the requirement that differ, `kernel`, `agent`, `age`, `files`, or `pin`."""
+    """Parts of the requirement that differ, `kernel`, `agent`, `age`, `files`, `state`, or `pin`."""
     wanted: str
     """Names what should follow: equal for equal successors."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether no further clone can come of the template, or none that is sound."""
+        return not {"files", "state"}.isdisjoint(self.reasons)
 
 
 def drift_of(name: str, manifest: TemplateManifest, sight: Sight, max_age: float | None) -> Drift | None:
     """Return why the template `name` should be succeeded, or None.
 
-    A generation that was chosen by hand is wanted as it is, however old, unless its files were changed.
+    A generation that was chosen by hand is wanted as it is, however old, unless its files were changed or QEMU cannot
+    load its state.
     """
     if sight.pinned is not None and sight.pinned != name:
         return Drift(("pin",), sight.pinned)
@@ -50,4 +58,6 @@ def drift_of(name: str, manifest: TemplateManifest, sight: Sight, max_age: float
             reasons.append("age")
     if not sight.is_intact:
         reasons.append("files")
+    if not sight.is_loadable:
+        reasons.append("state")
     return Drift(tuple(reasons), sight.wanted.key) if reasons else None

@@ -6,7 +6,7 @@ import fcntl
 import os
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,36 +16,39 @@ from anyio.to_thread import run_sync
 from sandbox.errors import TemplateError
 from sandbox.inherited import Descriptor
 from sandbox.paths import make_directory
-from sandbox.template.manifest import MANIFEST
+from sandbox.stored import refused
+from sandbox.template.manifest import MANIFEST, MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.05
+_LOCKED = (MANIFEST, MEMORY)
+"""Whoever uses a template has locked both: either may be damaged, or replaced by something that nobody has locked."""
+_LOOKING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Hold:
     """Keeps one template from being removed by anybody, for as long as this object lives or until `release`."""
 
-    def __init__(self, descriptor: Descriptor) -> None:
-        self._close = weakref.finalize(self, descriptor.close)
+    def __init__(self, locks: ExitStack) -> None:
+        self._close = weakref.finalize(self, locks.close)
 
     @classmethod
     def take(cls, directory: Path) -> Hold | None:
         """Hold the template in this directory; None if there is none, or if it is being removed. Blocks briefly."""
-        try:
-            descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(descriptor.fileno()), os.stat(directory / MANIFEST))  # noqa: PTH116
-        except OSError:
-            is_there = False
-        if not is_there:
-            descriptor.close()
-            return None
-        return cls(descriptor)
+        with ExitStack() as stack:
+            for name in _LOCKED:
+                try:
+                    descriptor = Descriptor(os.open(directory / name, _LOOKING))
+                    stack.callback(descriptor.close)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    there = os.stat(directory / name)  # noqa: PTH116
+                except OSError:  # there is none, or none that could be used
+                    return None
+                if not os.path.samestat(os.fstat(descriptor.fileno()), there):
+                    return None
+            return cls(stack.pop_all())
 
     def release(self) -> None:
         """Let it go. May be called twice."""
@@ -55,12 +58,12 @@ class Hold:
 @contextmanager
 def removing(directory: Path) -> Iterator[bool]:
     """Tell whether nobody holds the template in this directory; while the context lasts, nobody can."""
-    try:
-        descriptor = Descriptor(os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError:  # nothing that could be used, so nothing that could be held
-        yield True
-        return
-    with _alone(descriptor) as is_free:
+    with ExitStack() as stack:
+        is_free = True
+        for name in _LOCKED:
+            with suppress(OSError):  # what is not there is held by nobody
+                descriptor = Descriptor(os.open(directory / name, _LOOKING))
+                is_free = stack.enter_context(_alone(descriptor)) and is_free
         yield is_free
 
 
@@ -71,7 +74,7 @@ async def baking(lock: Path) -> AsyncIterator[None]:
         await run_sync(make_directory, lock.parent)
         descriptor = Descriptor(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
     except OSError as error:
-        raise TemplateError(f"{lock} cannot be made: {error.strerror}; set another SANDBOX_DATA_DIR") from error
+        raise TemplateError(f"a template cannot be made: {refused(error, lock)}") from error
     try:
         while True:
             try:
@@ -106,11 +109,13 @@ def _alone(descriptor: Descriptor) -> Iterator[bool]:
 
 
 def is_being_baked(lock: Path) -> bool:
-    """Return whether a process holds the lock of those who bake."""
+    """Return whether a process holds the lock of those who bake, or may for all that can be seen."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock, _LOOKING)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

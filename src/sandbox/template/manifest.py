@@ -5,20 +5,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from sandbox.errors import TemplateError
 from sandbox.hypervisor.domain_xml import DEVICES_VERSION, command_line
 from sandbox.hypervisor.spec import Platform
-from sandbox.template.digest import digest_sparse
+from sandbox.stored import read_stored, seal, unseal, write_stored
+from sandbox.template.digest import digest_once
 from sandbox.template.lint import LintReport
 
-FORMAT = 3
+FORMAT = 4
 MEMORY, STATE, MANIFEST = "memory", "state", "manifest.json"
+_REMEDY = "`sandbox template prune` removes it, and the next run bakes the template anew"
 
 
 class _Frozen(BaseModel):
@@ -33,6 +34,8 @@ class Requirement(_Frozen):
     memory_mib: int
     vcpus: int
     qemu_version: str
+    libvirt_version: str
+    """It decides the addresses of devices and how QEMU is told to make them."""
     machine_type: str
     accelerator: str
     cpu: str
@@ -46,6 +49,7 @@ class Requirement(_Frozen):
             memory_mib=memory_mib,
             vcpus=vcpus,
             qemu_version=platform.qemu_version,
+            libvirt_version=platform.libvirt,
             machine_type=platform.machine_type,
             accelerator=platform.accelerator,
             cpu=platform.cpu,
@@ -64,14 +68,15 @@ class Requirement(_Frozen):
 
 
 class FileDigest(_Frozen):
-    """Size in bytes and SHA-256 of one file, holes included as what they read as."""
+    """Size in bytes and digest of what one file reads as; see `digest_sparse`."""
 
     size: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileDigest:
-        return cls(size=path.stat().st_size, sha256=digest_sparse(path))
+    def of(cls, path: Path, *, is_final: bool = False) -> FileDigest:
+        """Return those of a file; see `digest_once`."""
+        return cls(size=path.stat().st_size, sha256=digest_once(path, is_final=is_final))
 
 
 class TemplateManifest(_Frozen):
@@ -79,7 +84,7 @@ class TemplateManifest(_Frozen):
 
     requirement: Requirement
     series: str
-    """What successive templates have in common: the image's name and the machine's size."""
+    """What successive templates have in common: the image's name, the machine's size, and the recipe's key."""
     generation: int
     """Counts the templates of a series, from 1."""
     agent: int
@@ -91,6 +96,15 @@ class TemplateManifest(_Frozen):
     lint: LintReport
     """What was looked for in the guest before it was frozen, and found."""
 
+    @field_validator("created")
+    @classmethod
+    def _check_created(cls, text: str) -> str:
+        try:
+            datetime.datetime.fromisoformat(text).timestamp()
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
+        return text
+
     @property
     def baked_at(self) -> float:
         """When it was made, by this process's monotonic clock; such a time may be negative, but not in the future."""
@@ -99,29 +113,31 @@ class TemplateManifest(_Frozen):
 
     @classmethod
     def load(cls, directory: Path) -> TemplateManifest | None:
-        """Return the manifest of a template directory, None when there is none; raise when it is unreadable."""
+        """Return the manifest of a template directory, None when there is none.
+
+        Raises `TemplateError` unless it is, bit by bit, what this version of sandbox has written.
+        """
+        path = directory / MANIFEST
         try:
-            text = (directory / MANIFEST).read_text()
+            return cls.model_validate_json(json.dumps(unseal(read_stored(path))))
         except FileNotFoundError:
             return None
-        try:
-            manifest = cls.model_validate_json(text)
-            datetime.datetime.fromisoformat(manifest.created)
-            return manifest
+        except OSError as error:
+            raise TemplateError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error
         except ValidationError as error:
-            raise TemplateError(f"{directory / MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+            raise TemplateError(f"{path} is damaged: {error.errors()[0]['msg']}; {_REMEDY}") from error
         except ValueError as error:
-            raise TemplateError(f"{directory / MANIFEST} is damaged: {error}") from error
+            raise TemplateError(f"{path} is damaged: {error}; {_REMEDY}") from error
 
     def save(self, directory: Path) -> None:
-        path = directory / MANIFEST
-        with path.open("w") as file:
-            file.write(json.dumps(self.model_dump(), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write it into a template's directory."""
+        write_stored(directory / MANIFEST, seal(self.model_dump(mode="json")))
 
     def verify(self, directory: Path, requirement: Requirement) -> None:
-        """Raise `TemplateError` unless the files are what was baked, for exactly this requirement. Reads them all."""
+        """Raise `TemplateError` unless the files are what was baked, for exactly this requirement.
+
+        A process reads them all the first time, and again when `stat` tells that they have changed.
+        """
         if self.requirement != requirement:
             names = ", ".join(requirement.differences(self.requirement))
             raise TemplateError(f"the template was made for another {names}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,7 @@ from sandbox.config import HostConfig, TemplateConfig
 from sandbox.errors import ImageError, TemplateError
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
-from sandbox.image.build import image_of
-from sandbox.image.recipe import is_recipe
+from sandbox.image.choice import Choice
 from sandbox.image.store import Image, ImageStore
 from sandbox.image.wanted import while_wanted
 from sandbox.log import log
@@ -25,6 +24,7 @@ from sandbox.template.drift import Drift, Sight, drift_of
 from sandbox.template.hold import Hold, baking
 from sandbox.template.manifest import MEMORY, STATE, Requirement, TemplateManifest
 from sandbox.template.store import Stored, TemplateStore, hold_verified
+from sandbox.template.unloadable import check_hope, is_unloadable
 
 if TYPE_CHECKING:
     from sandbox.template.template import Template
@@ -53,27 +53,39 @@ class Series:
     """The templates that one configuration has had, has, and will have on this host."""
 
     def __init__(
-        self, host: Hypervisor, image: Image, config: TemplateConfig, host_config: HostConfig, make: Make
+        self,
+        host: Hypervisor,
+        choice: Choice,
+        image: Image,
+        config: TemplateConfig,
+        host_config: HostConfig,
+        make: Make,
     ) -> None:
-        self.name = f"{image.name}-{config.memory_mib}m-{config.vcpus}c"
         self._host = host
+        self._choice = choice
         self._image = image
         self._config = config
         self._reserve_mib = host_config.memory_reserve_mib
         self._images = ImageStore(host_config.paths.images)
         self._store = TemplateStore(host_config.paths.templates)
         self._make = make
-        self._stamp = self._image_stamp()
 
     def __repr__(self) -> str:
         return f"<Series {self.name}>"
 
+    @property
+    def name(self) -> str:
+        """Names the image, the size, and the recipe by its content: recipes of one name have series of their own."""
+        image, config = self._image, self._config
+        return f"{image.name}-{config.memory_mib}m-{config.vcpus}c@{image.manifest.recipe.key}"
+
     @classmethod
     async def of(cls, config: TemplateConfig, host_config: HostConfig, make: Make) -> Series:
         """Return the series of a configuration; build its image first where it is missing or stale."""
-        image = await while_wanted(image_of, config.image, ImageStore(host_config.paths.images), log.progress)
+        choice = Choice(config.image, ImageStore(host_config.paths.images))
+        image = await while_wanted(choice.find, log.progress)
         host = await Hypervisor.connect(host_config)
-        return await run_sync(cls, host, image, config, host_config, make)
+        return cls(host, choice, image, config, host_config, make)
 
     async def ensure(self) -> Template:
         """Return the template to use: the pinned one, else the newest for this host and image, baked if need be."""
@@ -85,12 +97,32 @@ class Series:
                 return template
             accelerator = self._host.platform.accelerator
             log.progress(f"baking the template ({self._config.image}, {self._config.memory_mib} MiB, {accelerator})")
-            generation = await run_sync(self._store.next_generation, self.name)
-            target = self._store.place(requirement, generation)
-            spec = self._spec(self._image, target)
-            await bake(self._host, spec, requirement, target, series=self.name, generation=generation)
-            template = await run_sync(self._existing)
-            await run_sync(self._store.prune)
+            return await self._bake(requirement)
+
+    async def instead_of(self, template: Template, said: str) -> Template:
+        """Return a newer template for the same, baked if need be: QEMU could not load the state of this one.
+
+        Raises `TemplateError` with QEMU's words, `said`, when one that was baked anew could not be loaded either.
+        """
+        requirement = self._requirement(self._image)
+        async with baking(self._store.lock(requirement)):
+            newest = partial(self._newest, self._image, requirement, template.generation)
+            if (found := await run_sync(newest)) is not None:  # another process was faster
+                return found
+            log.warning(
+                "template_not_loadable", template=template.directory.name, reason=said, remedy="it is baked anew"
+            )
+            return await self._bake(requirement)
+
+    async def _bake(self, requirement: Requirement) -> Template:
+        """Bake and publish the next generation, and return it. The caller holds the lock of those who bake."""
+        check_hope(requirement)
+        generation = await run_sync(self._store.next_generation, self.name)
+        target = self._store.place(requirement, generation)
+        spec = self._spec(self._image, target)
+        await bake(self._host, spec, requirement, target, series=self.name, generation=generation)
+        template = await run_sync(self._newest, self._image, requirement, generation - 1)
+        await run_sync(self._store.prune)
         if template is None:
             raise TemplateError(f"the template {target} vanished while it was made; is another process pruning?")
         return template
@@ -98,10 +130,11 @@ class Series:
     def drift(self, template: Template, max_age: float | None) -> Drift | None:
         """Return why `template` is not what should be used now, or None. Blocks, for some calls of `stat` at best."""
         image, requirement = self._wanted()
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         sight = Sight(
             wanted=requirement,
             pinned=None if pinned is None or not self._fits(pinned) else pinned.name,
+            is_loadable=not template.condition.complaint,
             age=time.monotonic() - template.baked_at,
             is_intact=template.is_intact(),
             is_other_kernel=image.manifest.kernel != template.image_parts[0],
@@ -142,7 +175,7 @@ class Series:
         return self._store.prune()
 
     def _existing(self) -> Template | None:
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         if pinned is not None:
             try:
                 return self._use(pinned)
@@ -150,14 +183,21 @@ class Series:
                 log.warning("template_pin_ignored", series=self.name, template=pinned.name, reason=str(error))
         return self._newest(self._image, self._requirement(self._image), beyond=0)
 
+    def _pinned(self) -> Stored | None:
+        """Return the generation that was chosen by hand, if it is there and QEMU can load it."""
+        pinned = self._store.pinned(self.name)
+        return None if pinned is None or is_unloadable(pinned) else pinned
+
     def _newest(self, image: Image, requirement: Requirement, beyond: int) -> Template | None:
         for stored in self._store.candidates(requirement):
-            if stored.manifest.generation > beyond and (hold := hold_verified(stored, requirement)) is not None:
+            if stored.manifest.generation <= beyond or is_unloadable(stored):
+                continue
+            if (hold := hold_verified(stored, requirement)) is not None:
                 return self._open(stored, image, hold)
         return None
 
     def _following(self, template: Template, requirement: Requirement, beyond: int) -> Template | None:
-        pinned = self._store.pinned(self.name)
+        pinned = self._pinned()
         if pinned is not None and pinned.name != template.directory.name and self._fits(pinned):
             return self._use(pinned)
         return self._newest(self._image, requirement, beyond)
@@ -194,22 +234,10 @@ class Series:
         return template
 
     def _wanted(self) -> tuple[Image, Requirement]:
-        """Return what a template should be made of now: of this host, and of the image that its name stands for."""
+        """Return what a template should be made of now: of this host, and of the image that is meant by now."""
         self._host.renew()
-        if (stamp := self._image_stamp()) != self._stamp:
-            self._image = self._images.find(self._image.name)
-            self._stamp = stamp
+        self._image = self._choice.look(self._image)
         return self._image, self._requirement(self._image)
-
-    def _image_stamp(self) -> tuple[int, int] | None:
-        """Return what changes when the image's name comes to stand for another; None where a digest was asked for."""
-        if self._config.image not in self._images.names() and not is_recipe(self._config.image):
-            return None
-        try:
-            status = os.stat(self._images.directory / "names" / self._image.name)  # noqa: PTH116
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def _requirement(self, image: Image) -> Requirement:
         return Requirement.of(image.digest, self._config.memory_mib, self._config.vcpus, self._host.platform)

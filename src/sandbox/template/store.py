@@ -18,6 +18,7 @@ from pathlib import Path
 from sandbox.errors import TemplateError
 from sandbox.log import log
 from sandbox.paths import make_directory
+from sandbox.stored import read_stored, refused, write_stored
 from sandbox.template.hold import Hold, removing
 from sandbox.template.manifest import Requirement, TemplateManifest
 
@@ -44,6 +45,7 @@ class TemplateStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._pins = directory / "pins"
+        self._ignored: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"TemplateStore({str(self.directory)!r})"
@@ -57,21 +59,49 @@ class TemplateStore:
         return self.directory / f"{requirement.key}.{generation}"
 
     def ls(self, series: str | None = None) -> list[Stored]:
-        """Return all templates, or those of a series, the oldest generation first. Damaged manifests are left out."""
+        """Return all templates, or those of a series, the oldest generation first. Damaged ones are left out."""
         found = []
         for directory in self._directories():
             with suppress(TemplateError):
-                if (manifest := TemplateManifest.load(directory)) is not None:
-                    found.append(Stored(directory, manifest))
+                if (one := self._load(directory)) is not None:
+                    found.append(one)
         wanted = [stored for stored in found if series in (None, stored.manifest.series)]
         return sorted(wanted, key=lambda stored: (stored.manifest.series, stored.manifest.generation, stored.name))
 
+    def faults(self) -> list[str]:
+        """Return what is damaged, and why, a line each."""
+        found = list(self.unreadable().values())
+        for path in self._listed(self._pins):
+            try:
+                self._chosen_name(path.name)
+            except TemplateError as error:
+                found.append(str(error))
+        return found
+
+    def unreadable(self) -> dict[Path, str]:
+        """Return the templates that nobody can read any more, and why."""
+        found = {}
+        for directory in self._directories():
+            try:
+                if self._load(directory) is None:
+                    found[directory] = f"{directory} has no manifest; `sandbox template prune` removes it"
+            except TemplateError as error:
+                found[directory] = str(error)
+        return found
+
     def find(self, name: str) -> Stored:
-        """Return the template whose name starts so, or the newest one of a series. Raises `TemplateError`."""
+        """Return the template whose name starts so, or the newest one of a series. Raises `TemplateError`.
+
+        A series' name may be given without the recipe's key, if no other recipe has one of that name.
+        """
         stored = self.ls()
         found = [one for one in stored if one.name.startswith(name)]
-        if of_series := [one for one in stored if one.manifest.series == name]:
-            found = of_series[-1:]
+        series = {one.manifest.series for one in stored if name in (one.manifest.series, plain(one.manifest.series))}
+        if len(series) > 1:
+            several = ", ".join(sorted(series))
+            raise TemplateError(f"{len(series)} recipes have a series {name!r}; give one of {several}")
+        if series:
+            found = [one for one in stored if one.manifest.series in series][-1:]
         if len(found) != 1:
             many = f"{len(found)} templates start with" if found else "there is no template"
             known = ", ".join(sorted({one.manifest.series for one in stored})) or "none"
@@ -84,8 +114,12 @@ class TemplateStore:
         return sorted(matching, key=lambda stored: -stored.manifest.generation)
 
     def next_generation(self, series: str) -> int:
-        """Return the number for the next template of the series. Numbers of removed templates may come again."""
-        return max((stored.manifest.generation for stored in self.ls(series)), default=0) + 1
+        """Return the number for the next template of the series. Numbers of removed templates may come again.
+
+        A template that nobody can read keeps its number: a process may still use it.
+        """
+        unreadable = [int(directory.suffix.removeprefix(".")) for directory in self.unreadable()]
+        return max([*unreadable, *(stored.manifest.generation for stored in self.ls(series))], default=0) + 1
 
     def former(self, series: str, generation: int) -> Stored | None:
         """Return the last generation before this one that is still there."""
@@ -96,27 +130,40 @@ class TemplateStore:
         )
 
     def pin(self, series: str, stored: Stored | None) -> None:
-        """Choose a generation by hand: every process uses it while it can. None lets the newest be used again."""
+        """Choose a generation by hand: every process uses it while it can. None lets the newest be used again.
+
+        Raises `TemplateError`.
+        """
         path = self._pins / series
-        if stored is None:
-            path.unlink(missing_ok=True)
-            return
-        make_directory(self._pins)
-        new = path.with_name(f".{series}.{os.getpid()}")
-        new.write_text(f"{stored.name}\n")
-        new.rename(path)
+        try:
+            if stored is None:
+                path.unlink(missing_ok=True)
+                return
+            make_directory(self._pins)
+            write_stored(path, f"{stored.name}\n".encode())
+        except OSError as error:
+            raise TemplateError(f"the choice cannot be changed: {refused(error, path)}") from error
 
     def pinned(self, series: str) -> Stored | None:
         """Return the generation that was chosen by hand, if there is one and it is there."""
         try:
-            name = (self._pins / series).read_text().strip()
-        except FileNotFoundError:
+            name = self._chosen_name(series)
+        except TemplateError as error:
+            self._ignore_pin(series, str(error))
+            return None
+        if name is None:
             return None
         for stored in self.ls(series):
             if stored.name == name:
                 return stored
-        log.warning("template_pin_ignored", series=series, template=name, reason="it is not there any more")
+        self._ignore_pin(series, f"{name} is not there any more; `sandbox template rollback --undo` forgets it")
         return None
+
+    def _ignore_pin(self, series: str, reason: str) -> None:
+        """Say once why a choice is not followed: a pool looks again and again."""
+        if self._ignored.get(series) != reason:
+            self._ignored[series] = reason
+            log.warning("template_pin_ignored", series=series, reason=reason)
 
     def chosen(self) -> list[Stored]:
         """Return the generations of all series that were chosen by hand and are there."""
@@ -151,8 +198,45 @@ class TemplateStore:
         unwanted = [path for path in self._directories() if path.name not in wanted]
         return [path.name for path in unwanted if self.discard(path)]
 
+    def _load(self, directory: Path) -> Stored | None:
+        """Return the template in a directory; None if there is none. Raises `TemplateError` if it is damaged."""
+        manifest = TemplateManifest.load(directory)
+        if manifest is None:
+            return None
+        if directory.name != self.place(manifest.requirement, manifest.generation).name:
+            raise TemplateError(f"{directory} holds another template than its name says; `sandbox template prune`")
+        return Stored(directory, manifest)
+
+    def _chosen_name(self, series: str) -> str | None:
+        """Return the name of the generation that was chosen by hand. Raises `TemplateError` if that cannot be read."""
+        path = self._pins / series
+        remedy = "choose again with `sandbox template rollback`, or remove the file"
+        try:
+            name = os.fsdecode(read_stored(path)).strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TemplateError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
+        if not _NAME.fullmatch(name):
+            raise TemplateError(f"{path} is damaged: it names no template; {remedy}")
+        return name
+
     def _directories(self) -> list[Path]:
-        return sorted(path for path in self.directory.glob("*.*") if _NAME.fullmatch(path.name) and path.is_dir())
+        return [path for path in self._listed(self.directory) if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    @staticmethod
+    def _listed(directory: Path) -> list[Path]:
+        try:
+            return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise TemplateError(f"templates cannot be listed: {refused(error, directory)}") from error
+
+
+def plain(series: str) -> str:
+    """Return the name of a series without the key of its recipe."""
+    return series.partition("@")[0]
 
 
 def hold_verified(stored: Stored, requirement: Requirement) -> Hold | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,16 +13,19 @@ from anyio.to_thread import run_sync
 
 from sandbox import arguments
 from sandbox.config import HostConfig, TemplateConfig
-from sandbox.errors import StartError, StateError, TemplateError
+from sandbox.errors import StartError, StateError, StateNotLoaded, TemplateError
 from sandbox.handle import Handle
 from sandbox.hypervisor.host import Hypervisor
 from sandbox.hypervisor.spec import MachineSpec
 from sandbox.hypervisor.threads import telling_shortage
 from sandbox.log import log
+from sandbox.template.digest import Identity, identity
 from sandbox.template.drift import Drift
 from sandbox.template.hold import Hold
 from sandbox.template.manifest import MEMORY, STATE, TemplateManifest
 from sandbox.template.series import Candidate, Series
+from sandbox.template.store import Stored
+from sandbox.template.unloadable import Condition, note_unloadable
 from sandbox.trace.stage import recorder, stage
 from sandbox.vm import READY_SECONDS, VM, open_vm, warm_up
 
@@ -59,6 +61,10 @@ class Template(Handle):
         self._series = series
         self._hold = hold
         self._is_warm = False
+        self._is_kept = False
+        self.condition = Condition()
+        self._heir: list[Template] = []
+        """What is leased instead, once QEMU could not load this one. Copies share it."""
         self._files = [] if series is None else self._look()
 
     def __repr__(self) -> str:
@@ -97,6 +103,12 @@ class Template(Handle):
         twin.__dict__.update(self.__dict__)
         return twin
 
+    def kept(self) -> Template:
+        """Return the same source for an owner that has `successor` replace it: its leases fail, and bake nothing."""
+        kept = self._twin()
+        kept._is_kept = True
+        return kept
+
     def at(self, directory: Path) -> Template:
         """Return the same template, held and used in another directory. Blocks."""
         moved = self._twin()
@@ -110,9 +122,35 @@ class Template(Handle):
     async def lease(self) -> AsyncIterator[VM]:
         """Give one fresh clone; it has confirmed its own identity, clock and randomness. Destroy it afterwards.
 
-        No user code has run when this fails, so a failed restore is tried once more before `StartError` is raised.
+        No user code has run when this fails, so a failed restore is tried once more before `StartError` is raised. A
+        template whose state QEMU cannot load is baked anew, once; `TemplateError` with QEMU's words is raised when that
+        one cannot be loaded either.
         """
         async with AsyncExitStack() as stack:
+            yield await self._enter_what_can_be_loaded(stack)
+
+    async def _enter_what_can_be_loaded(self, stack: AsyncExitStack) -> VM:
+        if self._is_kept or self._series is None:
+            return await self._enter(stack)
+        if not self._heir:
+            try:
+                return await self._enter(stack)
+            except StateNotLoaded as error:
+                await self._find_heir(self._series, str(error))
+        heir = self._heir[0]._twin()
+        heir._is_warm = self._is_warm
+        try:
+            return await heir._enter(stack)
+        except StateNotLoaded as error:
+            raise TemplateError(f"{heir!r} was baked anew, and QEMU cannot load its state either: {error}") from error
+
+    async def _find_heir(self, series: Series, said: str) -> None:
+        async with self.condition.lock:
+            if not self._heir:
+                self._heir.append(await series.instead_of(self, said))
+
+    async def _enter(self, stack: AsyncExitStack) -> VM:
+        try:
             async for attempt in tenacity.AsyncRetrying(
                 stop=tenacity.stop_after_attempt(_START_ATTEMPTS),
                 retry=tenacity.retry_if_exception_type(StartError),
@@ -121,7 +159,11 @@ class Template(Handle):
             ):
                 with attempt:
                     vm = await stack.enter_async_context(self._restore())
-            yield vm
+        except StateNotLoaded as error:
+            self.condition.complaint = str(error)
+            note_unloadable(Stored(self.directory, self.manifest), str(error))
+            raise
+        return vm
 
     async def drift(self, max_age: float | None = None) -> Drift | None:
         """Return why another template should be used by now, or None: host, image, age in seconds, changed files.
@@ -139,7 +181,7 @@ class Template(Handle):
         if self._series is None:
             raise StateError(f"{self!r} has no series, so nothing follows it")
         async with self._series.successor(self, max(beyond, self.generation)) as candidate:
-            candidate.source._is_warm = self._is_warm
+            candidate.source._is_warm, candidate.source._is_kept = self._is_warm, self._is_kept
             yield candidate
 
     def is_wanted(self, wanted: str) -> bool:
@@ -151,7 +193,8 @@ class Template(Handle):
         if self._series is None:
             raise StateError(f"{self!r} has no series, so nothing came before it")
         template = await run_sync(self._series.former, self)
-        return template.warmed() if self._is_warm else template
+        template._is_warm, template._is_kept = self._is_warm, self._is_kept
+        return template
 
     async def tidy(self) -> None:
         """Remove generations that are neither the newest two of their series nor in use."""
@@ -163,13 +206,10 @@ class Template(Handle):
         """Return whether its files are those that were verified, as far as `stat` tells. Blocks."""
         return self._files == self._look()
 
-    def _look(self) -> list[tuple[int, int, int]]:
-        found = []
-        with suppress(FileNotFoundError):
-            for name in (MEMORY, STATE):
-                status = os.stat(self.directory / name)  # noqa: PTH116
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return found
+    def _look(self) -> list[Identity]:
+        with suppress(OSError):
+            return [identity(self.directory / name) for name in (MEMORY, STATE)]
+        return []
 
     @asynccontextmanager
     async def _restore(self) -> AsyncIterator[VM]:
