@@ -15,6 +15,10 @@ _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, e
 """What fails for these reasons fails for every further entry, too."""
 
 
+class _EntryError(Exception):
+    """One entry ends the whole. Its argument is the refusal, with that entry's name."""
+
+
 def unpack(control, request):
     """Make a tree of what follows. A refusal is told at once; what still comes is then taken to its end, unwritten."""
     path, unpacker, mask = request["path"].rstrip("/") or "/", None, os.umask(0o022)
@@ -28,8 +32,8 @@ def unpack(control, request):
         while "done" not in (fields := message.decode_json(control.receive()[1])):
             unpacker.take(control, fields)
         return unpacker.report()
-    except (OSError, ValueError) as error:
-        control.send_json(content.refusal(error))
+    except (OSError, ValueError, _EntryError) as error:
+        control.send_json(error.args[0] if isinstance(error, _EntryError) else content.refusal(error))
         while True:
             tag, body = control.receive()
             if tag is Tag.JSON and "done" in message.decode_json(body):
@@ -168,7 +172,7 @@ class _Unpacker:
 
     def _fail(self, name, error):
         if self._is_strict or error.errno in _HOPELESS or len(self._errors) == _MOST_ERRORS:
-            raise OSError(error.errno or errno.EIO, f"{name}: {error.strerror or error}") from None
+            raise _EntryError(failure(name, error)) from None
         self._errors.append(failure(name, error))
 
 

@@ -101,7 +101,7 @@ async def test_all_who_wait_hear_at_once_when_the_vm_goes(template: Template, en
             await vm.files.write("endless", _endless())
 
         async def run() -> None:
-            await vm.run("print('run', flush=True); input()", stdin=_never(), on_output=release)
+            await vm.run("import os; os.write(1, b'run\\n'); input()", stdin=_never(), on_output=release)
 
         for name, wait in {
             "first": execution.wait(),

@@ -56,8 +56,12 @@ def test_whatever_is_answered_costs_little(operation: str) -> None:
     """Every operation, every shape of JSON: a typed error or a result, memory within the bound, no long stall."""
     rows = _measure(operation)
     assert len(rows) >= 20
-    wrong = [row for row in rows if row[2] not in TYPED or row[3] > SLACK_BYTES or (row[4] > STALL_SECONDS)]
+    wrong = [row for row in rows if row[2] not in TYPED or row[3] > SLACK_BYTES]
+    slow = {row[:2] for row in rows if row[4] > STALL_SECONDS}
+    if slow:  # processor time, which neighbours stretch: what is our doing is slow each time
+        slow &= {row[:2] for row in _measure(operation) if row[4] > STALL_SECONDS}
     assert not wrong
+    assert not slow
 
 
 def test_without_the_steps_it_does_cost_much() -> None:

@@ -131,7 +131,7 @@ NOT_FOR_CALLERS = {
         "account", "deliver", "feed", "follow", "lose", "retire", "send_input", "send_input_nowait", "settle", "start",
         "stop", "take_answers", "unfollow",
     },
-    "Template": {"at", "drift", "former", "is_intact", "is_wanted", "successor", "tidy", "warmed"},
+    "Template": {"at", "drift", "former", "is_intact", "is_wanted", "kept", "successor", "tidy", "warmed"},
 }  # fmt: skip
 """What the library's own parts call."""
 NEEDED: dict[str, object] = {

@@ -37,7 +37,7 @@ def test_a_limit_of_processors_without_groups_is_refused(run_directory: Path) ->
 
 def test_a_named_group_that_cannot_be_had_is_refused(run_directory: Path) -> None:
     """Who names a group wants its limits; `auto` takes what there is."""
-    with pytest.raises(ConfigError, match=r"the control group /no\ngroup was asked for but cannot limit memory: "):
+    with pytest.raises(ConfigError, match=r"the control group /no\\ngroup was asked for but cannot limit memory: "):
         Groups.open(run_directory, "/no\ngroup", None)  # the kernel refuses such names
 
 

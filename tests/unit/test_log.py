@@ -44,7 +44,7 @@ log.warning("told", of=1, in_words="It was told:\\na sentence")
 """
 
 
-@pytest.mark.parametrize(("verbose", "line"), [(0, "It was told: a sentence"), (1, "event='told' of=1")])
+@pytest.mark.parametrize(("verbose", "line"), [(0, "It was told:\\na sentence"), (1, "event='told' of=1")])
 def test_the_command_line_tells_in_words_what_it_can(verbose: int, line: str) -> None:
     """One line, for people; who asks for events gets them with their fields."""
     command = [sys.executable, "-c", _SAY_IN_WORDS.format(verbose=verbose)]

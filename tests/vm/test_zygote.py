@@ -9,7 +9,7 @@ import anyio
 from sandbox.result import Outcome
 from sandbox.vm import VM
 
-KILL_ZYGOTE = "pkill -KILL -o -f zygote_main"
+KILL_ZYGOTE = "pkill -KILL -o -f sandbox-agent/zygote"
 
 
 async def test_a_script_goes_on_although_its_zygote_is_killed(vm: VM) -> None:
@@ -39,7 +39,7 @@ async def test_a_killed_child_that_was_made_ahead_is_replaced(vm: VM) -> None:
     """The next script is served by another one, or told; it never hangs."""
     await vm.run("pass")
     for _ in range(3):
-        (await vm.exec("pkill -KILL -n -f zygote_main", user="root")).check()
+        (await vm.exec("pkill -KILL -n -f sandbox-agent/zygote", user="root")).check()
         result = await vm.run("print(6 * 7)", timeout=30)
         assert result.text == "42\n", result
 

@@ -31,6 +31,8 @@ _SERVERS = 4
 
 _EXPLAINED = (errno.EINVAL, errno.ENAMETOOLONG)
 """What the guest's own words are added to: they say what is wrong with a file or a path."""
+_SHOWN_CHARACTERS = 1000
+"""Of a name in the guest."""
 
 Content = Data | AsyncIterable[Data]
 Said = TypeVar("Said", bound=BaseModel)
@@ -185,4 +187,6 @@ def _refusal(server: Server, fields: Mapping[str, Any], path: str) -> GuestFileE
     said = os.strerror(number)
     if number in _EXPLAINED and text != said:
         said += f" ({printable(text, 200)})"
+    if isinstance(name := fields.get("name"), str):  # of what is below `path`
+        path = f"{path}/{printable(name, _SHOWN_CHARACTERS)}"
     return GuestFileError(number, said, path)
