@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import time
@@ -79,8 +80,12 @@ def current_image(recipe: Recipe, store: ImageStore) -> Image | None:
 
 
 def agent_sources() -> dict[str, bytes]:
-    """Return the agent's files by name, the shared protocol among them."""
-    sources = {path.name: path.read_bytes() for path in sorted(resource("guest_agent").glob("*.py"))}
+    """Return the agent's files by name, the shared protocol among them.
+
+    For development only, `SANDBOX_GUEST_AGENT` names another directory that they come from.
+    """
+    directory = Path(os.environ.get("SANDBOX_GUEST_AGENT") or resource("guest_agent"))
+    sources = {path.name: path.read_bytes() for path in sorted(directory.glob("*.py"))}
     for name in SHARED:
         sources[name] = (Path(wire.__file__).parent / name).read_bytes()
     return sources
