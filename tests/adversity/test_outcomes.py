@@ -86,7 +86,7 @@ async def test_all_who_wait_hear_at_once_when_the_vm_goes(template: Template, en
                 ready.release()
 
         async def cell() -> None:
-            await context.run("print('cell', flush=True)\nimport time; time.sleep(1000)", on_output=release)
+            await context.run("print('cell\\n', end='')\nimport time; time.sleep(1000)", on_output=release)
 
         def release(*_: object) -> None:
             ready.release()

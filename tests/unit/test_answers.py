@@ -27,6 +27,7 @@ from sandbox.guest.transfer import download
 from sandbox.message import MessageError, Tag, decode_json, encode, encode_header, encode_json
 from sandbox.result import Outcome
 from tests.fakes.file_guest import FileGuest, data, says, stat_of
+from tests.untraced import UNTRACED
 
 ROOT = Path(__file__).parents[2]
 SLACK_BYTES = 4 * 1024 * 1024
@@ -44,7 +45,7 @@ _JSON = st.recursive(
 def _measure(operation: str) -> list[tuple[str, str, str, int, float]]:
     """Have it measured in a process of its own, which does nothing else."""
     command = [sys.executable, "-m", "tests.programs.host_hears_answers", operation]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=UNTRACED, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 

@@ -21,6 +21,7 @@ from sandbox.errors import ConfigError
 from sandbox.event import EventKind, LifeEvent
 from sandbox.observe.audit_line import audit_line
 from sandbox.observe.audit_log import AuditLog
+from tests.untraced import UNTRACED
 
 _SECRET = "canary-4f1d"
 
@@ -181,7 +182,7 @@ def fill(path: Path, limit: int, *, grows: bool) -> tuple[list[object], str]:
     """Write 20 lines where a file can have so many bytes, later more if it grows; return them and what was said."""
     arguments = [str(path), str(limit), "grows" if grows else "stays"]
     command = [sys.executable, "-W", "error", "-c", _FULL, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=UNTRACED, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [line["lease"] for line in read(path)], done.stderr
 

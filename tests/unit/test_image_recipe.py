@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import ConfigError
+from sandbox.image.layer import layer_key
 from sandbox.image.recipe import known_recipes, load_recipe
 from sandbox.image.wheels import GUEST_PYTHON, pack_wheels
+from sandbox.setup.sources import Release
 
 SUITE = next(iter(GUEST_PYTHON))
 
@@ -141,3 +143,16 @@ def test_another_kernel_makes_another_recipe() -> None:
     assert minimal.with_kernel("minimal") is minimal
     assert minimal.model_dump()["kernel"] == "minimal"
     assert "kernel" not in debian.model_dump()
+
+
+def test_sudo_is_another_layer(tmp_path: Path) -> None:
+    """An image whose user may become root shares nothing by name with one whose user may not."""
+    path = tmp_path / "mine.toml"
+    keys = []
+    for line in ("", "sudo = false", "sudo = true"):
+        path.write_text(f'packages = ["bash"]\n{line}\n')
+        recipe = load_recipe(str(path))
+        keys.append((recipe.key, layer_key(recipe, Release("bookworm", 12))))
+    assert keys[0] == keys[1]
+    assert keys[1][0] != keys[2][0]
+    assert keys[1][1] != keys[2][1]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sandbox.guest.output import MEMORY_BYTES, MOST_RUNS, TAIL_BYTES, Record, StreamRecord
 from sandbox.guest.spill import BEHIND_BYTES
 from sandbox.wire import Kind
+from tests.untraced import UNTRACED
 
 MIB = 1024 * 1024
 
@@ -189,7 +190,12 @@ asyncio.run(main())
 def test_full_disk_is_survived(most: int) -> None:
     """When the file can grow no further, the head ends there, the tail goes on, and the log says it once."""
     said = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _FULL, str(most)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-W", "error", "-c", _FULL, str(most)],
+        env=UNTRACED,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     total, kept, reached, head_is_true, tail_is_true, tail, failure = json.loads(said.stdout)
     assert (total, reached, head_is_true, tail_is_true, tail) == (4_000_000, 4_000_000, True, True, 50_000)

@@ -50,6 +50,7 @@ def layer_key(recipe: Recipe, release: Release) -> str:
             "pip": sorted(recipe.pip),
             "modules": MODULES,
             "customize": hashlib.sha256((resource("images") / "customize").read_bytes()).hexdigest(),
+            **({"sudo": True} if recipe.sudo else {}),
         }
     )
 
@@ -58,7 +59,7 @@ def build_layer(recipe: Recipe, release: Release, work: Path, target: Path) -> L
     """Build the layer into the empty directory `target`, with `work` for what is temporary."""
     sources, kernel_suite = kernel_sources(release)
     wheels, pip = pack_wheels(recipe.pip, release.codename, work) if recipe.pip else (None, ())
-    packages = build_rootfs(_packages(recipe), sources, kernel_suite, wheels, work)
+    packages = build_rootfs(_packages(recipe), sources, kernel_suite, wheels, work, sudo=recipe.sudo)
     shutil.move(work / ROOT, target / ROOT)
     version, modules = unpack_kernel(work / KERNEL_PACKAGE, work / "kernel", target)
     files = {path.name: file_record(path) for path in sorted(target.iterdir())}
@@ -121,4 +122,4 @@ def file_record(path: Path) -> FileRecord:
 
 
 def _packages(recipe: Recipe) -> list[str]:
-    return sorted({*recipe.packages, *REQUIRED})
+    return sorted({*recipe.packages, *REQUIRED, *(("sudo",) if recipe.sudo else ())})

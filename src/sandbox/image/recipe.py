@@ -69,6 +69,8 @@ class Recipe(BaseModel):
     """Requirements that are installed from wheels, as pip writes them."""
     kernel: Kernel = Field(default="debian", exclude_if=lambda kernel: kernel == "debian")
     """Debian's own for clouds, or one that is compiled from Debian's source with what a guest needs only."""
+    sudo: bool = Field(default=False, exclude_if=lambda sudo: not sudo)
+    """Whether the unprivileged user may become root without a password, which is impossible otherwise."""
 
     @property
     def key(self) -> str:

@@ -14,6 +14,9 @@ from sandbox.setup.sources import Source
 
 ROOT, PACKAGES, KERNEL_PACKAGE = "root.erofs", "packages", "kernel.deb"
 
+# The agent and `init` look whether this file is there; see `guest_agent/boot.py`.
+_ALLOW_SUDO = 'echo "user ALL=(ALL:ALL) NOPASSWD: ALL" | install -m 0440 /dev/stdin "$1/etc/sudoers.d/sandbox"'
+
 
 def build_rootfs(
     packages: Sequence[str],
@@ -21,6 +24,8 @@ def build_rootfs(
     kernel_suite: str,
     wheels: Path | None,
     work: Path,
+    *,
+    sudo: bool = False,
 ) -> tuple[PackageRecord, ...]:
     """Make `root.erofs` and fetch `kernel.deb` into `work`; return the packages that the root consists of.
 
@@ -32,6 +37,8 @@ def build_rootfs(
         "SANDBOX_CUSTOMIZE": (resource("images") / "customize").read_text(),
     }
     hooks = [] if wheels is None else [f"tar-in {shlex.quote(str(wheels))} /usr/local"]
+    if sudo:
+        hooks.append(_ALLOW_SUDO)
     hooks.append('sh -c "$SANDBOX_CUSTOMIZE" customize "$1"')
     hooks += [f"download /.sandbox/{name} {shlex.quote(str(work / name))}" for name in (ROOT, PACKAGES, KERNEL_PACKAGE)]
     bootstrap("the guest's root file system", packages, hooks, sources, variables, work)
