@@ -28,10 +28,10 @@ class Lease(Handle):
     `ResourceWarning` and a line in the log, as an open file does.
     """
 
-    def __init__(self, slot: Slot, vm: VM) -> None:
+    def __init__(self, slot: Slot, vm: VM, home: Home) -> None:
         self.vm = vm
         self._slot = slot
-        self._home = Home()
+        self._home = home
         self._process = os.getpid()
 
     def __del__(self) -> None:

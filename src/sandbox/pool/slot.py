@@ -9,6 +9,7 @@ import anyio
 
 from sandbox.errors import SandboxError, StartError
 from sandbox.event import EventKind
+from sandbox.home import Home
 from sandbox.log import log
 from sandbox.pool.lease import Lease
 from sandbox.pool.supervision import contained
@@ -53,6 +54,7 @@ class Slot:
         self._is_stopped = False
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._home: Home
 
     def __repr__(self) -> str:
         return f"<Slot {self.number} {self.state}>"
@@ -60,11 +62,13 @@ class Slot:
     async def live(self) -> None:
         """Start a VM, offer it, serve at most one lease, destroy it. Ends only when the VM is gone."""
         was_offered = has_failed = False
+        self._home = Home()
         try:
             with contained("the start of a VM"), self._scope:
                 async with self.source.lease() as vm:
                     try:
                         self.vm = vm
+                        vm.adopt(self._shelf.config)
                         now = self.now()
                         self._expires = now + self._ttl
                         vm.call_when_lost(self._on_lost)
@@ -179,9 +183,8 @@ class Slot:
         self.state = SlotState.LEASED
         self.lent_at = self.now()
         self.lease_ends = None if lease_ttl is None else self.lent_at + lease_ttl
-        lease = Lease(self, self.vm)
+        lease = Lease(self, self.vm, self._home)
         self._token = lease.token
-        self.vm.adopt(self._shelf.config)
         self.vm.call_on_executions(self._on_execution)
         self.look_again()
         return lease
