@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from sandbox.hypervisor.rundir import reap
 from sandbox.image.lock import is_held
 from sandbox.observe.rotating_file import RotatingFile
 from sandbox.template.hold import is_being_baked, removing
-from sandbox.template.manifest import MANIFEST
+from sandbox.template.manifest import MANIFEST, MEMORY
 
 HOLDER = """
 import json, os, signal, sys
@@ -158,7 +159,7 @@ def test_a_child_leaves_its_parents_contexts_as_if_they_were_nothing() -> None:
         assert (said, process.returncode) == ("[3, '42\\n']\n", 0)
 
 
-def test_connection_that_fails_says_nothing_of_children(tmp_path: Path) -> None:
+def test_connection_that_fails_says_nothing_of_children() -> None:
     """A process that could not use libvirt may have children that do: they are not told that they were forked."""
     program = (
         "import os\nfrom sandbox.config import HostConfig\nfrom sandbox.errors import HypervisorError\n"
@@ -167,16 +168,19 @@ def test_connection_that_fails_says_nothing_of_children(tmp_path: Path) -> None:
         "    except HypervisorError as error:\n        return str(error)\n"
         "fail()\nif os.fork() == 0:\n    print(fail(), flush=True)\nelse:\n    os.wait()\n"
     )
-    environment = {**os.environ, "SANDBOX_RUNTIME_DIR": str(tmp_path)}
-    tmp_path.chmod(0o777)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as runtime:  # sockets' paths are short
+        Path(runtime).chmod(0o777)
+        environment = {**os.environ, "SANDBOX_RUNTIME_DIR": runtime}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "others may write in" in done.stdout
 
 
 def test_locks_are_the_parents_alone(tmp_path: Path) -> None:
     """A child can give nothing of its parent's back, and keeps no lock, promise or template that its parent had."""
     (tmp_path / "template").mkdir()
-    (tmp_path / "template" / MANIFEST).touch()
+    for name in (MANIFEST, MEMORY):
+        (tmp_path / "template" / name).touch()
 
     def is_locked(path: Path) -> bool:
         try:
