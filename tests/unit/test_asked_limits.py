@@ -44,7 +44,7 @@ def test_a_named_group_that_cannot_be_had_is_refused(run_directory: Path) -> Non
 @pytest.fixture
 def child(tmp_path: Path) -> Iterator[Path]:
     """The pid file of a process that bears the name `vm-1`, as QEMU bears its VM's."""
-    with subprocess.Popen(["sh", "-c", "read line", "vm-1"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(["sh", "-c", "read line", "vm-1"], stdin=subprocess.PIPE, start_new_session=True) as process:
         file = tmp_path / "pid"
         file.write_text(str(process.pid))
         yield file
