@@ -276,7 +276,7 @@ class Execution:
     def kill(self, request):
         """Send a signal to the program's process group, or to every process in the control group.
 
-        A number that is no signal reaches nobody.
+        A number that is no signal is ignored.
         """
         if self.pid is None:
             self._orders.append(request)

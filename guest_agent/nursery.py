@@ -20,7 +20,7 @@ from script import Script
 _PYTHON = "/usr/bin/python3"
 _MAIN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_main.py")
 _SOCKET = 3
-"""The zygote's end of the connection; see `boot.reserve`."""
+"""The zygote's end of the connection; `boot.protect_self` keeps this number free."""
 _READY_MS = 30_000
 
 

@@ -20,9 +20,9 @@ from sandbox.pool.broadcast import Broadcast
 from sandbox.sync.portal import Portal
 from sandbox.wire import Kind, encode
 from tests.fuzz.channel import Channel
+from tests.in_time import SECONDS, in_time
 
 T = TypeVar("T")
-SECONDS = 10.0
 EXITS = [SystemExit(3), KeyboardInterrupt("3"), pytest.fail.Exception("3")]
 """Whatever is no `Exception`; the last is how a test in a callback fails."""
 
@@ -33,16 +33,6 @@ def portal() -> Iterator[Portal]:
     yield portal
     portal.stop()
     portal._loop.close()
-
-
-def _in_time(function: Callable[[], T]) -> T:
-    """Call it in a thread that is left behind if it hangs."""
-    answers: list[T] = []
-    thread = threading.Thread(target=lambda: answers.append(function()), daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    assert answers, "it hangs, or has raised"
-    return answers[0]
 
 
 def _raised(function: Callable[[], object]) -> BaseException | None:
@@ -115,8 +105,8 @@ def test_what_a_callback_raises_is_its_callers(portal: Portal, error: BaseExcept
         else:
             await _run_cell(on_output=_raiser(error))
 
-    assert _in_time(lambda: _raised(lambda: portal.call(call()))) is error
-    assert _in_time(lambda: portal.do(lambda: 2)) == 2, "others' calls go on"
+    assert in_time(lambda: _raised(lambda: portal.call(call()))) is error
+    assert in_time(lambda: portal.do(lambda: 2)) == 2, "others' calls go on"
 
 
 @pytest.mark.parametrize("error", EXITS, ids=repr)
@@ -139,7 +129,7 @@ def test_an_exit_that_is_nobodys_call_does_not_end_the_thread(portal: Portal) ->
         await asyncio.sleep(0.05)
         return 1
 
-    assert _in_time(lambda: portal.call(call())) == 1
+    assert in_time(lambda: portal.call(call())) == 1
 
 
 def test_calls_fail_when_the_thread_has_ended(portal: Portal) -> None:
@@ -156,6 +146,6 @@ def test_calls_fail_when_the_thread_has_ended(portal: Portal) -> None:
     assert waits.wait(SECONDS)
     portal.stop()
     thread.join(SECONDS)
-    errors.append(_in_time(lambda: _raised(lambda: portal.do(lambda: None))))
+    errors.append(in_time(lambda: _raised(lambda: portal.do(lambda: None))))
     assert [type(error) for error in errors] == [StateError, StateError]
     assert "has ended" in str(errors[0])

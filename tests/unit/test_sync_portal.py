@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -14,9 +14,9 @@ import pytest
 
 from sandbox.errors import StateError
 from sandbox.sync.portal import Portal
+from tests.in_time import SECONDS, in_time
 
 T = TypeVar("T")
-SECONDS = 10.0
 
 
 @pytest.fixture
@@ -42,16 +42,6 @@ async def _answer(value: T) -> T:
     return value
 
 
-def _in_time(function: Callable[[], T]) -> T:
-    """Call it in a thread that is left behind if it hangs."""
-    answers: list[T] = []
-    thread = threading.Thread(target=lambda: answers.append(function()), daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    assert answers, "it hangs, or has raised"
-    return answers[0]
-
-
 def test_call_in_the_portals_own_thread_is_refused(portal: Portal) -> None:
     """It would wait for itself; what does not wait is done at once."""
 
@@ -60,7 +50,7 @@ def test_call_in_the_portals_own_thread_is_refused(portal: Portal) -> None:
             portal.call(_answer(1))
         return portal.do(lambda: 2)
 
-    assert _in_time(lambda: portal.call(callback())) == 2
+    assert in_time(lambda: portal.call(callback())) == 2
     assert portal.call(_answer(3)) == 3
 
 
@@ -82,7 +72,7 @@ def test_context_that_is_collected_in_the_portals_own_thread_ends(portal: Portal
 
     held = [portal.enter(manager())]
     held[0].__enter__()
-    assert _in_time(lambda: portal.call(collect()))
+    assert in_time(lambda: portal.call(collect()))
     assert ended.wait(SECONDS)
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 TURN_SECONDS = 0.0005
-"""A callback that handles what a guest has sent ends after so long, with the frame that it is at."""
+"""A callback that handles what a guest has sent ends after this time, with the frame that it is at."""
 SHARE = 0.05
 """The part of the loop's time that one stream may use for as long as it likes without standing in line."""
 _SAVED_SECONDS = 0.2
@@ -28,7 +28,7 @@ That is some minute of wall time, and millions of frames. An honest agent in the
 small frame as the host does, so what it sends has an end to it; and when it has to wait, its pieces become larger.
 """
 _REST = 3
-"""All streams in line together get one part of the loop's time, others get so many parts."""
+"""All streams in line together get one part of the loop's time, others get this number of parts."""
 _MOST_PER_TURN = 8 * TURN_SECONDS
 """No turn costs more: the thread itself may have had to wait for a processor."""
 _WAKING_SECONDS = 20e-6

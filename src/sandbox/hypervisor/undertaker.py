@@ -1,7 +1,7 @@
 """A small process that ends this process's VMs when this one was killed.
 
 A guest that runs notices that its host is gone, and powers off. One that is paused cannot. SIGKILL leaves this process
-no time for it, so another one waits for its end. It costs some 8 MiB, and nothing while it waits.
+no time for it, so another one waits for its end. It sleeps until then.
 """
 
 from __future__ import annotations
