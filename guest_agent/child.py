@@ -88,7 +88,7 @@ def wait_for_request(order, descriptors):
         account = None
     program.make_main()
     try:
-        if orders.OWN_PAGES in order:
+        if orders.FOR_CLONES in order:
             memory.own()
         os.write(ready, orders.SPENT.pack(time.process_time()))
     except BrokenPipeError:  # the request was faster

@@ -72,7 +72,9 @@ class Execution:
         streams = Streams()
         try:
             streams.add_pipes(STDIO + CONTROL)
-            streams.give_to(accounts.find(accounts.DEFAULT)[0])
+            account, groups = accounts.find(accounts.DEFAULT)
+            streams.give_to(account)
+            self._account, self._acting = account, accounts.Acting(account, groups)
         except LookupError:  # the request that needs that account is told
             pass
         except OSError:
@@ -103,7 +105,8 @@ class Execution:
             return False
         self._register(ident, request)
         try:
-            self._account, self._acting = _find(request)
+            if request.get("user") or self._account is None or not is_alone:  # else what was found ahead still holds
+                self._account, self._acting = _find(request)
             if request.get("user"):
                 self._streams.give_to(self._account)
             self.group.limit(limits)

@@ -19,8 +19,8 @@ from script import Script
 
 _PYTHON = "/usr/bin/python3"
 _MAIN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_main.py")
-_SOCKET = 3
-"""The zygote's end of the connection; `boot.protect_self` keeps this number free."""
+_ORDERS, _NEWS = 3, 4
+"""The zygote's ends of both ways to it; `boot.protect_self` keeps these numbers free."""
 _READY_MS = 30_000
 
 
@@ -31,6 +31,7 @@ class Nursery:
         self._agent = agent
         self._environment = environment
         self._sock = None
+        self._news = -1
         self._expected = deque()  # bodies whose birth was ordered, in that order
         self._living = {}  # process id -> body
         self._is_prepared = False
@@ -40,18 +41,27 @@ class Nursery:
         """Start the zygote. Raises `OSError` when the guest has no room for it."""
         ours, theirs = orders.pair()
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _SOCKET)]
+            news, zygotes_news = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        try:
+            ends = (theirs.fileno(), _ORDERS), (zygotes_news, _NEWS)
+            actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ends]
             environment = {**self._environment, "LD_BIND_NOW": "1"}  # looked up before the snapshot, not in each clone
             self.pid = os.posix_spawn(
                 _PYTHON, ["python3", "-u", _MAIN], environment, file_actions=actions, setsigmask=()
             )
         except OSError:
             ours.close()
+            os.close(news)
             raise
         finally:
             theirs.close()
-        self._sock = ours
-        self._agent.poller.add(ours.fileno(), READ, self._on_news)
+            os.close(zygotes_news)
+        self._sock, self._news = ours, news
+        self._agent.poller.add(news, READ, self._on_news)
 
     def have_made(self, body, *, for_clones=False):
         """Order a child for this body, which hears what comes of it. If this raises `OSError`, nothing is left."""
@@ -59,7 +69,7 @@ class Nursery:
         try:
             if self._sock is None:
                 self.start()
-            orders.send(self._sock, kind + orders.OWN_PAGES * for_clones, body.theirs())
+            orders.send(self._sock, kind + orders.FOR_CLONES * for_clones, body.theirs())
         except OSError:
             body.abandon()
             raise
@@ -82,7 +92,7 @@ class Nursery:
     def wait(self, is_so):
         """Hear the zygote until something is so; raise `OSError` if it has nothing more to say."""
         poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN)
+        poll.register(self._news, select.POLLIN)
         while not is_so():
             if not poll.poll(_READY_MS):
                 raise OSError(errno.ETIMEDOUT, "the zygote does not answer")
@@ -93,7 +103,8 @@ class Nursery:
     def died(self):
         """The zygote is dead: what was ordered of it will not come; its children are the agent's now."""
         if self._sock is not None:
-            self._agent.poller.drop(self._sock.fileno())
+            self._agent.poller.drop(self._news)
+            os.close(self._news)
             self._sock.close()
             self._sock = None
         self.pid = None
@@ -110,7 +121,7 @@ class Nursery:
 
     def _on_news(self, _events):
         try:
-            data = self._sock.recv(orders.NEWS.size)
+            data = os.read(self._news, orders.NEWS.size)
         except OSError:
             data = b""
         if len(data) != orders.NEWS.size:

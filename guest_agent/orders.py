@@ -1,4 +1,7 @@
-"""What the agent and the zygote say to each other: one packet for each order and each piece of news."""
+"""What the agent and the zygote say to each other: each order is a packet, each piece of news a record in a pipe.
+
+A pipe because every clone has run its code for other pipes already, where an emulator translates each function once.
+"""
 
 import _socket  # `socket` takes a twentieth of a boot
 import struct
@@ -8,8 +11,8 @@ FORK, FORK_ON_TERMINAL, PREPARE = b"F", b"T", b"P"
 BORN, NO_ROOM, DEAD, PREPARED = b"B", b"N", b"D", b"R"
 """News: a child's process id; why there is none, as an errno; an end, with status and processor time; done."""
 NEWS = struct.Struct("!cIiQ")
-OWN_PAGES = b"\1"
-"""Behind an order: the child will be in a snapshot."""
+FOR_CLONES = b"\1"
+"""Behind an order: the child will be in a snapshot. It has pages of its own, and the agent for its parent."""
 REQUEST_BYTES = 64 * 1024
 LENGTH = struct.Struct("=Q")
 """Before a child's request: its length, this and the next byte included."""
@@ -42,7 +45,7 @@ def send(sock, data, descriptors=()):
 def receive(sock):
     """Return the next packet and the descriptors that came with it; no bytes when the other end is gone."""
     data, ancillary, _, _ = sock.recvmsg(
-        PACKET_BYTES + NEWS.size, _socket.CMSG_LEN(_MOST_DESCRIPTORS * _INT.size), _socket.MSG_CMSG_CLOEXEC
+        PACKET_BYTES, _socket.CMSG_LEN(_MOST_DESCRIPTORS * _INT.size), _socket.MSG_CMSG_CLOEXEC
     )
     descriptors = [fd for _, _, packed in ancillary for (fd,) in _INT.iter_unpack(packed)]
     return data, descriptors

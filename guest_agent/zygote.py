@@ -20,7 +20,7 @@ import orders
 import orphans
 from hidden import hidden
 
-_SOCKET = 3
+_ORDERS, _NEWS = 3, 4
 
 
 class Begin(BaseException):
@@ -49,17 +49,17 @@ def _prepare():
 
 def _serve():
     """Carry out orders until the agent is gone; return the request in each child."""
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=_SOCKET)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=_ORDERS)
     sock.setblocking(True)
     deaths = orphans.open_deaths()
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    poll.register(deaths, select.POLLIN)
+    poll = select.epoll()
+    poll.register(sock.fileno(), select.EPOLLIN)
+    poll.register(deaths, select.EPOLLIN)
     while True:
         for fd, _events in poll.poll():
             if fd == deaths:
                 orphans.forget(deaths)
-                _tell_deaths(sock)
+                _tell_deaths()
                 continue
             order, descriptors = orders.receive(sock)
             if not order:
@@ -68,23 +68,44 @@ def _serve():
                 gc.collect()
                 gc.freeze()
                 memory.own()
-                sock.send(orders.NEWS.pack(orders.PREPARED, 0, 0, 0))
+                _tell(orders.PREPARED)
                 continue
-            try:
-                pid = os.fork()
-            except OSError as error:
-                news = orders.NO_ROOM, 0, error.errno, 0
-            else:
-                if pid == 0:
-                    sock.detach()  # its number becomes another's
-                    return child.wait_for_request(order, descriptors)
-                news = orders.BORN, pid, 0, 0
+            if _fork(is_agents=orders.FOR_CLONES in order):
+                sock.detach()  # these numbers become others'
+                poll.close()
+                return child.wait_for_request(order, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-            sock.send(orders.NEWS.pack(*news))
 
 
-def _tell_deaths(sock):
+def _fork(*, is_agents):
+    """Fork, and tell what comes of it; return whether this is the child.
+
+    One that is the agent's own, because the process between them ends at once, tells it its end without us: we need not
+    wake in a clone for its first program.
+    """
+    between = None
+    try:
+        if is_agents and (between := os.fork()):
+            os.waitpid(between, 0)  # it has told
+            return False
+        pid = os.fork()
+    except OSError as error:
+        _tell(orders.NO_ROOM, 0, error.errno)
+    else:
+        if pid == 0:
+            return True
+        _tell(orders.BORN, pid)
+    if between == 0:
+        os._exit(0)
+    return False
+
+
+def _tell(kind, pid=0, number=0, cpu_us=0):
+    os.write(_NEWS, orders.NEWS.pack(kind, pid, number, cpu_us))
+
+
+def _tell_deaths():
     while True:
         try:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -92,5 +113,4 @@ def _tell_deaths(sock):
             return
         if pid == 0:
             return
-        spent = int((usage.ru_utime + usage.ru_stime) * 1e6)
-        sock.send(orders.NEWS.pack(orders.DEAD, pid, status, spent))
+        _tell(orders.DEAD, pid, status, int((usage.ru_utime + usage.ru_stime) * 1e6))

@@ -239,7 +239,9 @@ async def test_lease_that_loses_its_vm_says_so_at_once(pool: VMPool) -> None:
 
         killer = asyncio.create_task(kill_when_seen())
         with anyio.fail_after(5), pytest.raises(GuestLost) as lost:
-            await vm.run("print('early'); import time; time.sleep(60)", on_output=lambda *_: seen.set())
+            await vm.run(
+                "import sys, time; sys.stdout.write('early\\n'); time.sleep(60)", on_output=lambda *_: seen.set()
+            )
         await killer
         assert lost.value.partial is not None
         assert lost.value.partial.stdout == b"early\n"

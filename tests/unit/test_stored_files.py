@@ -224,15 +224,15 @@ def test_what_does_not_belong_into_a_store_stays(data: Path, capsys: pytest.Capt
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-if os.geteuid() == 0:
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
 sys.path[:0] = {path!r}
 from sandbox.errors import SandboxError
 from sandbox.image.store import ImageStore
 from sandbox.template.prune import prune_templates
 from sandbox.template.store import TemplateStore
 from sandbox.hypervisor.facts import load_facts
+if os.geteuid() == 0:  # only now: others may not be able to read this checkout
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
 data = Path(sys.argv[1])
 templates = TemplateStore(data / "templates")
 for act in (

@@ -194,7 +194,10 @@ async def test_output_of_threads_children_and_much_of_it_belongs_to_the_cell(vm:
         assert (cut.stdout, cut.stdout_truncated) == (b"0\n1\n2\n3\n4\n", True)
         assert cut.stdout_tail.endswith(b"29998\n29999\n")
         assert (await ok(context, "os.fork() or os._exit(0); 'parent'")).value == {"text/plain": "'parent'"}
-        both = await ok(context, "pid = os.fork(); print('both' if pid else 'child'); pid and os.waitpid(pid, 0)[1]")
+        both = await ok(
+            context,
+            "pid = os.fork(); sys.stdout.write('both\\n' if pid else 'child\\n'); pid and os.waitpid(pid, 0)[1]",
+        )
         assert sorted(both.stdout.split()) == [b"both", b"child"]
         assert both.value == {"text/plain": "0"}, "the child of a fork ends with its cell"
 

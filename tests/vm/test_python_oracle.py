@@ -18,7 +18,7 @@ PLACE = "/workspace/t"
 NAME = "program.py"
 # What differs from one process to the next, whoever starts it.
 _ADDRESS = re.compile(
-    rb"0x[0-9a-f]{6,}|Thread-\d+|\b\d{3,5}:|object at \S+|tmp[a-z0-9_]{8}|refcount : \d+|in \d+\.\d+s"
+    rb"0x[0-9a-f]{6,}|pid=\d+|Thread-\d+|\b\d{3,5}:|object at \S+|tmp[a-z0-9_]{8}|refcount : \d+|in \d+\.\d+s"
 )
 
 

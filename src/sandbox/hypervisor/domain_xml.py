@@ -17,8 +17,12 @@ from sandbox.wire import PORT_NAME
 
 _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable nowatchdog noautogroup psi=0"
+    " lsm=landlock,yama"
 )
-"""The last three are work that a clone's kernel would do at once after a restore, or at each switch, for nobody."""
+"""From `nowatchdog` on: work that a clone's kernel would do after a restore, at each switch, or with each file, for nobody.
+
+Of the security modules those stay that a program may use or meet; the others have no policy in a guest.
+"""
 _TRACED_BOOT = "SANDBOX_TRACE=1"
 """The kernel does not know it, and so makes it a variable of its init: see `images/init`."""
 _SLOW_IN_SOFTWARE = ("erms", "fsrm")
@@ -92,7 +96,11 @@ def domain_xml(
 
 def command_line(accelerator: AcceleratorKind) -> str:
     """Return the kernel's command line. Mitigations of a processor's flaws have no object where it is emulated."""
-    return _COMMAND_LINE if accelerator == "kvm" else f"{_COMMAND_LINE} mitigations=off"
+    return (
+        _COMMAND_LINE
+        if accelerator == "kvm"
+        else f"{_COMMAND_LINE} mitigations=off init_on_alloc=0 hardened_usercopy=off"
+    )
 
 
 def _kernel(spec: MachineSpec, platform: Platform) -> str:
