@@ -115,5 +115,8 @@ def _is_inside(code: CodeType, offset: int) -> bool:
 
 
 def _is_resumable(code: CodeType, offset: int) -> bool:
-    """Return whether a frame that is left there was left by a `yield` or an `await`."""
-    return code.co_code[offset + 2 : offset + 3] == bytes((_RESUME,))
+    """Return whether a frame that is left there was left by a `yield` or an `await`: what comes next resumes it.
+
+    Since Python 3.13 the frame is there already.
+    """
+    return _RESUME in (*code.co_code[offset : offset + 1], *code.co_code[offset + 2 : offset + 3])

@@ -19,7 +19,7 @@ _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable nowatchdog noautogroup psi=0"
     " lsm=landlock,yama"
 )
-"""From `nowatchdog` on: work that a clone's kernel would do after a restore, at each switch, with each file, for nobody.
+"""From `nowatchdog` on: what a clone's kernel would do after a restore, at each switch, with each file, for nobody.
 
 Of the security modules those stay that a program may use or meet; the others have no policy in a guest.
 """
@@ -97,7 +97,7 @@ def domain_xml(
 def command_line(accelerator: AcceleratorKind) -> str:
     """Return the kernel's command line. Mitigations of a processor's flaws have no object where it is emulated.
 
-    There, too, what the kernel does with each page and each copy against its own errors takes milliseconds of a restore.
+    There, too, what the kernel does against its own errors, with each page and each copy, takes milliseconds.
     """
     return (
         _COMMAND_LINE
