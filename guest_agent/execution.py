@@ -6,7 +6,9 @@ import time
 import accounts
 import boot
 import cgroup
+import ending
 import evidence
+import route
 import script
 import spawn
 import wire
@@ -15,10 +17,6 @@ from pipe import Inlet, Outlet
 from streams import CONTROL, STDIO, Streams
 from wire import Kind
 
-_FRESH = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "HOME", "GCONV_PATH", "LOCPATH", "NLSPATH")
-"""Variables that begin so are read when an interpreter starts: the warm one would not see them."""
-_WARM, _SERVERS = ("python", "interpreter"), ("files", "watch")
-_CONTEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter_main.py")
 # A child of the zygote may hold copies of its pages: one that was made ahead serves nobody who may hold less.
 _OWN_BYTES = 32 * 1024 * 1024
 
@@ -95,7 +93,7 @@ class Execution:
     def take(self, ident, request, *, is_alone):
         """Have the child that was made ahead serve a request; return False if it cannot."""
         limits = request.get("limits") or {}
-        if not _is_for_zygote(request) or request.get("pty"):
+        if not route.is_for_zygote(request) or request.get("pty"):
             return False
         if (limits.get("memory_bytes") or _OWN_BYTES) < _OWN_BYTES:
             return False
@@ -127,7 +125,7 @@ class Execution:
         self._register(ident, request)
         try:
             self._account, self._acting = _find(request)
-            if _is_for_zygote(request):
+            if route.is_for_zygote(request):
                 body = make_body(self.agent, self._make_streams())
                 body.limit(request.get("limits") or {})
                 self._have_made(body)
@@ -189,7 +187,7 @@ class Execution:
         if "code" in fields:
             fields["data"] = self._code = fields.pop("code").encode("utf-8", "surrogateescape")
             fields["name"] = os.path.basename(fields["name"]) or "script"
-        if (command := self._command(None)) is not None:
+        if (command := route.command(self._request, None)) is not None:
             fields["op"], fields["argv"] = "argv", command
         self._body.give(fields, is_alone)
         if self._stamps is not None:
@@ -201,24 +199,12 @@ class Execution:
         with self._acting:
             return script.place(directory, os.path.basename(self._request["name"]) or "script", self._code)
 
-    def _command(self, path):
-        """Return what is to be executed, with a script's path; None for what a fork of the warm interpreter does."""
-        request = self._request
-        operation, argv = request["op"], request.get("argv") or []
-        if operation == "argv":
-            return argv
-        if operation == "script":
-            return [*request["interpreter"], path, *argv]
-        if _needs_fresh(request):
-            return ["python3", "-u", _CONTEXT if operation == "interpreter" else path, *argv]
-        return None
-
     def _spawn(self):
         """Start a command ourselves."""
         request = self._request
         if "code" in request:
             self._script = self._place()
-        command = self._command(self._script and self._script.path)
+        command = route.command(request, self._script and self._script.path)
         streams = self._make_streams()
         self.group = cgroup.Group()
         try:
@@ -355,22 +341,7 @@ class Execution:
             stamps, self._script = self._body.told(is_traced=self._stamps is not None)
             if self._stamps is not None:
                 self._stamps.update(stamps)
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        end = _begin_of_end(code, os.WTERMSIG(status) if code is None else None)
-        if self._cpu_us is not None:
-            end += f',"cpu_us":{self._cpu_us}'
-        memory = self.group.memory()
-        if memory is not None:
-            end += f',"peak_memory_bytes":{memory}'
-        if status:
-            kills = self.group.oom_kills()
-            end += f',"oom_kills":{kills},"evidence":{_json(evidence.collect(self.group, kills))}'
-        if self._stamps is not None:
-            self._stamps["told"] = time.monotonic()
-            ahead = time.time() - time.monotonic()
-            stamps = {name: int((stamp + ahead) * 1e9) for name, stamp in self._stamps.items()}
-            end += f',"stamps":{_json(stamps)}'
-        self._end(end)
+        self._end(ending.of_program(status, self._cpu_us, self.group, self._stamps))
 
     def _refuse_for(self, error):
         """No program came to be: tell why. A lack of room is told as such, because another try may find some."""
@@ -379,7 +350,7 @@ class Execution:
             self._refuse(said, 127 if isinstance(error, FileNotFoundError) else 126)
         elif isinstance(error, OSError):
             said = f"cannot start a process in the guest: {error.strerror}"
-            self._refuse(said, 126, f',"refused":{_json(said)}')
+            self._refuse(said, 126, lacks_room=True)
         else:
             self._refuse(str(error.args[0]), 126)
 
@@ -388,13 +359,13 @@ class Execution:
         self._register(ident, {})
         self._refuse(why, 126)
 
-    def _refuse(self, why, code, more=""):
+    def _refuse(self, why, code, *, lacks_room=False):
         self.agent.send(Kind.ERR, self.id, f"sandbox: {why}\n".encode(errors="surrogateescape"))
-        self._end(_begin_of_end(code, None) + more)
+        self._end(ending.of_refusal(code, why if lacks_room else None))
 
     def _end(self, end):
         del self.agent.executions[self.id]
-        self.agent.send(Kind.EXITED, self.id, (end + "}").encode())
+        self.agent.send(Kind.EXITED, self.id, end.encode())
         self.agent.channel.flush()
         self._give_up()  # nobody waits for this and the rest
         self.agent.tidy()
@@ -426,33 +397,9 @@ class Execution:
         return True
 
 
-def _is_for_zygote(request):
-    """Return whether a request is served by a fork of the warm interpreter, or needs a forked child for its limits."""
-    return not spawn.can(request) or request["op"] in _SERVERS or (request["op"] in _WARM and not _needs_fresh(request))
-
-
-def _needs_fresh(request):
-    return request["op"] in _WARM and any(name.startswith(_FRESH) for name in request.get("env") or ())
-
-
 def _find(request):
     account, groups = accounts.find(request.get("user") or accounts.DEFAULT)
     return account, accounts.Acting(account, groups)
-
-
-def _begin_of_end(code, signal):
-    """Return the first fields of EXITED's object. An emulated guest writes it sooner than an encoder does."""
-    return f'{{"code":{_json(code)},"signal":{_json(signal)}'
-
-
-def _json(value):
-    if value is None:
-        return "null"
-    if isinstance(value, int):
-        return str(value)
-    import json  # noqa: PLC0415 - a good end needs none
-
-    return json.dumps(value)
 
 
 class AnswerOutlet(Outlet):
