@@ -48,6 +48,8 @@ SECRET_NAMES = re.compile(
 )
 SECRET_VALUES = re.compile(r"^(?:gh[pousr]_|github_pat_|AKIA|ASIA|sk-|xox[abprs]-|glpat-|eyJ[\w-]+\.eyJ)")
 KERNEL_THREAD = 0x00200000
+ZYGOTE = "python3\0-u\0sandbox-agent/zygote\0"
+"""What the zygote shows as its command line."""
 READ_BYTES = 64 * 1024
 MOST_FILES = 20_000
 MOST_FINDINGS = 100
@@ -149,8 +151,9 @@ def look_at_sockets() -> None:
 
 
 def look_at_processes() -> None:
-    """Only the agent and its zygote may run, and this program, which is the zygote's child."""
-    ours = {1, os.getpid(), os.getppid()}
+    """Only the agent and its zygote may run, and this program, which the zygote has made."""
+    zygotes = (entry.name for entry in Path("/proc").glob("[0-9]*") if text(f"/proc/{entry.name}/cmdline") == ZYGOTE)
+    ours = {1, os.getpid(), min(map(int, zygotes), default=1)}
     for entry in (path.name for path in Path("/proc").iterdir()):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
