@@ -148,6 +148,7 @@ async def test_lateness_by_the_collector_or_another_thread_is_told_apart() -> No
     assert len(kept) == 2_000_000
     lag = Lag()
     async with lag.watch():
+        await asyncio.sleep(0)  # it looks from now on
         await asyncio.to_thread(sum, range(20_000_000))  # one call into C, with the lock from its begin to its end
         async with asyncio.timeout(5):
             while not any(moment.others_ran > 20 for moment in lag.worst):  # noqa: ASYNC110 - its next look tells nobody
