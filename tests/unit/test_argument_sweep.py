@@ -310,6 +310,45 @@ SYNC: Mapping[str, tuple[type, Callable[[SyncSandbox], object]]] = {
 }
 
 
+def _try_now(function: Callable[..., object], case: Case) -> BaseException | None:
+    """Return what a synchronous method raises; None if it has been taken."""
+    try:
+        made = function(**case.arguments(function))
+        if hasattr(made, "__enter__") and not isinstance(made, sandbox.sync.Execution | sandbox.sync.Context):
+            with cast("Any", made):
+                pass
+        if hasattr(made, "__next__"):
+            next(cast("Any", made))
+    except Exception as caught:  # noqa: BLE001 - it is what is judged
+        return caught
+    return None
+
+
+def test_synchronous_pools_and_leases_refuse_the_same() -> None:
+    """A refused call claims no VM and starts none."""
+    wrong = []
+    config = PoolConfig(min_size=0, max_size=1, template_check_interval=None)
+    with sandbox.sync.VMPool(config, source=_fake()) as pool:
+        lease = pool.claim(5)
+        for owner, thing in ((sandbox.sync.VMPool, pool), (sandbox.sync.Lease, lease)):
+            for case in _cases(owner):
+                if case.is_taken:
+                    continue
+                function, before = getattr(thing, case.method.partition(".")[2]), pool.statistics()
+                error = _try_now(function, case)
+                wrong.append(_judge(case, error, pool.statistics() != before))
+        assert pool.statistics().claimed == 1
+        assert not lease.has_ended
+        lease.release()
+    for argument in _arguments(sandbox.sync.VMPool.__init__):
+        for odd in ODD:
+            case = Case("VMPool.__init__", argument, odd)
+            if not case.is_taken:
+                wrong.append(_judge(case, _try_now(sandbox.sync.VMPool, case), was_sent=False))
+    assert len(wrong) > len(ODD), "the control: there are arguments"
+    assert [found for found in wrong if found] == []
+
+
 @pytest.mark.parametrize("name", SYNC)
 def test_synchronous_twins_refuse_the_same(name: str) -> None:
     """What the asynchronous method refuses is refused, and nothing is sent."""
@@ -323,17 +362,7 @@ def test_synchronous_twins_refuse_the_same(name: str) -> None:
         if case.is_taken:
             continue
         function, sent = getattr(thing, case.method.partition(".")[2]), channel.queued_bytes
-        arguments = case.arguments(function)
-        error: BaseException | None = None
-        try:
-            made = function(**arguments)
-            if hasattr(made, "__enter__") and not isinstance(made, sandbox.sync.Execution | sandbox.sync.Context):
-                with made:
-                    pass
-            if hasattr(made, "__next__"):
-                next(made)
-        except Exception as caught:  # noqa: BLE001 - it is what is judged
-            error = caught
+        error = _try_now(function, case)
         wrong.append(_judge(case, error, channel.queued_bytes != sent))
     portal.do(channel.release)
     portal.stop()
