@@ -67,3 +67,19 @@ async def test_the_last_words_are_found_behind_any_number_of_empty_lines(
             await anyio.lowlevel.checkpoint()
     assert console.last_line() == "so much for that"
     assert console.panic_line() == "Kernel panic - not syncing: sysrq"
+
+
+async def test_the_last_words_are_those_before_the_power_goes(ends: tuple[Console, socket.socket]) -> None:
+    """An agent that fails says why, and then has the kernel switch off, which says so; that alone is told, too."""
+    console, theirs = ends
+    off = b"[    5.1] reboot: Power down\r\n"
+    theirs.send(off)
+    with anyio.fail_after(5):
+        while "Power" not in console.text():
+            await anyio.lowlevel.checkpoint()
+    assert console.last_line() == off.decode().strip()
+    theirs.send(b"ModuleNotFoundError: No module named 'x'\r\n" + off)
+    with anyio.fail_after(5):
+        while "Module" not in console.text():
+            await anyio.lowlevel.checkpoint()
+    assert console.last_line() == "ModuleNotFoundError: No module named 'x'"

@@ -18,6 +18,7 @@ _BYTES_PER_READ = 4096
 _PAUSE_SECONDS = 0.1
 _LINE_BYTES = 1200
 _PANIC = b"Kernel panic - not syncing"
+_SWITCHED_OFF = "reboot: Power down"
 
 
 class Console:
@@ -44,9 +45,13 @@ class Console:
         return bytes(self._kept).decode("utf-8", "replace")
 
     def last_line(self) -> str:
-        """Return the last line that says something, or an empty string."""
+        """Return the last line that says something, or an empty string.
+
+        That is the one before the kernel's words that it switches off, if there is one: it may say why.
+        """
         end = bytes(self._kept).rstrip()[-_LINE_BYTES:].decode("utf-8", "replace")
-        return next((line.strip() for line in reversed(end.splitlines()) if line.strip()), "")[-300:]
+        lines = [line.strip() for line in end.splitlines() if line.strip()]
+        return next((line for line in reversed(lines) if _SWITCHED_OFF not in line), lines[-1] if lines else "")[-300:]
 
     def has_panicked(self) -> bool:
         return bool(self.panic_line())
