@@ -168,7 +168,8 @@ def test_size_follows_the_terminal_and_full_screen_programs_run() -> None:
         typist.resize(40, 120)
         os.kill(typist.process.pid, signal.SIGWINCH)
         typist.type("stty size; tty\r")
-        typist.see(rb"\n40 120\r\n/dev/pts/\d+\r\n")
+        # Bash may hear of the size when it has the line, and then draws that once more, without an end of line.
+        typist.see(rb"40 120\r\n/dev/pts/\d+\r\n")
         typist.see(PROMPT)
         typist.type("top\r")
         typist.see(rb"load average")
