@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 from sandbox.errors import StateError
 
 
 class Home:
-    """The running event loop and its thread, at the time that this is made."""
+    """The running event loop, its thread and its process, at the time that this is made."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.process = os.getpid()
         self._thread = threading.current_thread()
 
     def check(self, thing: object) -> None:
@@ -21,7 +23,9 @@ class Home:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        if here is not self.loop and (here is not None or threading.current_thread() is not self._thread):
+        if here is self.loop:
+            return
+        if here is not None or threading.current_thread() is not self._thread:
             where = f"event loop {id(here):#x}" if here is not None else "no event loop"
             raise StateError(
                 f"{thing!r} belongs to event loop {id(self.loop):#x} of thread {self._thread.name!r} and was used from "

@@ -32,12 +32,11 @@ class Lease(Handle):
         self.vm = vm
         self._slot = slot
         self._home = home
-        self._process = os.getpid()
 
     def __del__(self) -> None:
         """Runs in any thread, at any time, and in children that were forked: the slot's own loop ends it."""
         slot = getattr(self, "_slot", None)  # None in one that was never made whole
-        if slot is None or slot.is_over or self._process != os.getpid():
+        if slot is None or slot.is_over or self._home.process != os.getpid():
             return
         with suppress(RuntimeError):  # the loop is closed, and with it went the pool
             self._home.loop.call_soon_threadsafe(slot.drop)

@@ -156,14 +156,16 @@ class VMPool(Handle):
         `PoolBusy` when too many wait, `PoolClosed` when the pool closes meanwhile, `HostResources` when the host is
         full, and the cause when VMs fail to start time after time. If cancelled, nothing is lost.
         """
-        patience = arguments.given(arguments.patience, "timeout", timeout)
-        rank, ttl = arguments.priority("priority", priority), arguments.given(arguments.seconds, "lease_ttl", lease_ttl)
+        if timeout is not None:
+            timeout = arguments.patience("timeout", timeout)
+        # A claim that finds a warm VM is the shortest call there is: what was not given is not looked at.
+        rank = 0.0 if type(priority) is int and not priority else arguments.priority("priority", priority)
+        ttl = self.config.lease_ttl if lease_ttl is None else arguments.seconds("lease_ttl", lease_ttl)
         self._check_open()
         shelf = self._shelf(template)
         started = shelf.now()
-        ttl = self.config.lease_ttl if ttl is None else ttl
         if (lease := shelf.take(ttl)) is None:
-            lease = await self._wait_for_lease(shelf, patience, rank, ttl)
+            lease = await self._wait_for_lease(shelf, timeout, rank, ttl)
             stage = {"queue": shelf.now() - started, "claim": 0.0}
         else:
             stage = {"queue": 0.0, "claim": shelf.now() - started}
@@ -271,7 +273,8 @@ class VMPool(Handle):
             self._home.check(self)
 
     def _check_open(self) -> None:
-        self._check_home()
+        if self._home is not None:
+            self._home.check(self)
         if not self._keeper.is_started or self._keeper.is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
 
