@@ -13,7 +13,16 @@ import anyio
 import pytest
 
 from sandbox.config import HostConfig, PoolConfig
-from sandbox.errors import ConfigError, GuestLost, HostResources, PoolClosed, PoolTimeout, StartError, StateError
+from sandbox.errors import (
+    ConfigError,
+    GuestLost,
+    HostResources,
+    PoolClosed,
+    PoolTimeout,
+    SandboxError,
+    StartError,
+    StateError,
+)
 from sandbox.pool.pool import VMPool
 from sandbox.pool.statistics import PoolStatistics
 from sandbox.template.template import Template
@@ -227,6 +236,21 @@ async def test_dead_vm_is_not_handed_out(pool: VMPool) -> None:
         assert (await vm.run("print(1)")).ok
 
 
+async def test_a_call_after_the_vm_was_lost_says_how(pool: VMPool) -> None:
+    """`GuestLost` until the VM is destroyed, `StateError` from then on: each names what killed it."""
+    lease = await pool.claim(5)
+    os.kill(lease.vm.pid, signal.SIGKILL)
+    error: SandboxError | None = None
+    with anyio.fail_after(5):
+        await lease.wait_ended()
+        while not isinstance(error, StateError):
+            with pytest.raises((GuestLost, StateError), match="killed by signal 9, on the host") as caught:
+                await lease.vm.run("print(1)")
+            error = caught.value
+            await anyio.sleep(0.001)
+    assert str(error).endswith("; claim another VM")
+
+
 async def test_lease_that_loses_its_vm_says_so_at_once(pool: VMPool) -> None:
     """The running call fails with what was written so far; the lease is never bound to another VM."""
     async with pool.acquire() as vm:
@@ -239,7 +263,7 @@ async def test_lease_that_loses_its_vm_says_so_at_once(pool: VMPool) -> None:
 
         killer = asyncio.create_task(kill_when_seen())
         with anyio.fail_after(5), pytest.raises(GuestLost) as lost:
-            await vm.run(
+            await vm.run(  # `print` would write the line's end by itself
                 "import sys, time; sys.stdout.write('early\\n'); time.sleep(60)", on_output=lambda *_: seen.set()
             )
         await killer

@@ -210,7 +210,12 @@ class GuestClient:
         self._last_use = self._now()
 
     def release(self, said: str) -> None:
-        """End the conversation because the lease has ended, which `said` states; later calls are refused with it."""
+        """End the conversation because the lease has ended, which `said` states; later calls are refused with it.
+
+        If the VM was lost before, the refusal also says how.
+        """
+        if self.lost is not None:
+            said = f"{said} ({self.lost})"
         self._ended = self._ended or said
         self.close(lost(Cause.RELEASED, said))
 
