@@ -152,7 +152,7 @@ class Agent:
         self.make_spare()
         programs.restock()
         self.spare.wait_ready()
-        self.nursery.prepare()  # now it shares no page with the spare
+        self.nursery.prepare()  # once more, so that the zygote no longer shares pages with the spare
         os.sync()
         gc.collect()
         memory.own()

@@ -7,7 +7,7 @@ import evidence
 
 
 def of_program(status, cpu_us, group, stamps):
-    """Return the object for a program that is dead, by its wait status; `stamps` are of an execution that is traced."""
+    """Return the object for a program's end, from its wait status; `stamps` is None unless the execution is traced."""
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     said = _begin(code, os.WTERMSIG(status) if code is None else None)
     if cpu_us is not None:
@@ -26,7 +26,7 @@ def of_program(status, cpu_us, group, stamps):
 
 
 def of_refusal(code, lack):
-    """Return the object for a program that did not come to be; `lack` tells that there was no room for it."""
+    """Return the object for a program that did not start; `lack` says what the guest had no room for, or is None."""
     return _begin(code, None) + (f',"refused":{_json(lack)}' if lack is not None else "") + "}"
 
 

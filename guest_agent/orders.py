@@ -1,6 +1,7 @@
 """What the agent and the zygote say to each other: each order is a packet, each piece of news a record in a pipe.
 
-A pipe because every clone has run its code for other pipes already, where an emulator translates each function once.
+An emulator translates each kernel function once in every clone. The code for pipes is needed for the program's output
+anyway, that for sockets is not.
 """
 
 import _socket  # `socket` takes a twentieth of a boot
@@ -12,7 +13,7 @@ BORN, NO_ROOM, DEAD, PREPARED = b"B", b"N", b"D", b"R"
 """News: a child's process id; why there is none, as an errno; an end, with status and processor time; done."""
 NEWS = struct.Struct("!cIiQ")
 FOR_CLONES = b"\1"
-"""Behind an order: the child will be in a snapshot. It has pages of its own, and the agent for its parent."""
+"""Behind an order: the child will be in a snapshot. It gets its own copy of its pages, and the agent as its parent."""
 REQUEST_BYTES = 64 * 1024
 LENGTH = struct.Struct("=Q")
 """Before a child's request: its length, this and the next byte included."""

@@ -1,4 +1,4 @@
-"""By which way a request is served: by a fork of the warm interpreter, or by a command of its own."""
+"""How a request is served: by a fork of the warm interpreter, or by a command of its own."""
 
 import os
 

@@ -1,8 +1,8 @@
 """A Python interpreter that does nothing but fork: its children become the programs that the agent is asked for.
 
-It never sees a request, so nobody finds another one's data in a child's memory. Each child reads its own request from a
-pipe. The zygote is the parent of its children and tells the agent how they end; should it be killed itself, they
-become the agent's.
+It never sees a request, so no child's memory holds another one's data. Each child reads its own request from a pipe.
+The zygote tells the agent how its children end. The child in a snapshot is the agent's own, and so is each child of a
+zygote that was killed.
 """
 
 import _signal
@@ -79,10 +79,10 @@ def _serve():
 
 
 def _fork(*, is_agents):
-    """Fork, and tell what comes of it; return whether this is the child.
+    """Fork, and tell the agent the child's process id or the error; return whether this is the child.
 
-    One that is the agent's own, because the process between them ends at once, tells it its end without us: we need not
-    wake in a clone for its first program.
+    With `is_agents`, the child's parent is a process that ends at once, so that the agent becomes its parent and the
+    kernel tells the agent of its end. A clone's first program then does not have to wake the zygote.
     """
     between = None
     try:

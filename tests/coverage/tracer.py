@@ -115,8 +115,8 @@ def _is_inside(code: CodeType, offset: int) -> bool:
 
 
 def _is_resumable(code: CodeType, offset: int) -> bool:
-    """Return whether a frame that is left there was left by a `yield` or an `await`: what comes next resumes it.
+    """Return whether a frame was left at this offset by a `yield` or an `await`, which RESUME follows.
 
-    Since Python 3.13 the frame is there already.
+    Since Python 3.13 the offset is that of RESUME itself.
     """
     return _RESUME in (*code.co_code[offset : offset + 1], *code.co_code[offset + 2 : offset + 3])

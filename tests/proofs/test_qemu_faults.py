@@ -114,7 +114,7 @@ async def _idle(_: Template, pool: VMPool, number: signal.Signals) -> None:
             with anyio.fail_after(1):
                 while vm.is_alive:  # noqa: ASYNC110 - it must not take longer
                     await anyio.sleep(0.001)
-        with suppress(GuestLost, StateError):  # by whether the pool has noticed, and ended the lease
+        with suppress(GuestLost, StateError):  # the latter if the pool has ended the lease already
             assert (await vm.run("print(1)", timeout=0.5)).timed_out
         assert not vm.is_alive
     assert pool.statistics().lost == 1

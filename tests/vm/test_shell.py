@@ -168,7 +168,7 @@ def test_size_follows_the_terminal_and_full_screen_programs_run() -> None:
         typist.resize(40, 120)
         os.kill(typist.process.pid, signal.SIGWINCH)
         typist.type("stty size; tty\r")
-        # Bash may hear of the size when it has the line, and then draws that once more, without an end of line.
+        # If Bash hears of the new size after the line, it draws that again, and the output follows on the same line.
         typist.see(rb"40 120\r\n/dev/pts/\d+\r\n")
         typist.see(PROMPT)
         typist.type("top\r")

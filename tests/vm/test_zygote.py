@@ -39,7 +39,7 @@ async def test_a_killed_child_that_was_made_ahead_is_replaced(vm: VM) -> None:
     """The next script is served by another one, or told; it never hangs."""
     await vm.run("pass")
     for _ in range(3):
-        kill = "child=$(pgrep -n -f '[s]andbox-agent/zygote') && kill -KILL $child; while kill -0 $child; do :; done"
+        kill = "child=$(pgrep -n -f '[s]andbox-agent/zygote') && kill -KILL $child && while kill -0 $child; do :; done"
         (await vm.exec(kill, user="root", timeout=30)).check()
         result = await vm.run("print(6 * 7)", timeout=30)
         assert result.text == "42\n", result

@@ -45,9 +45,9 @@ class Console:
         return bytes(self._kept).decode("utf-8", "replace")
 
     def last_line(self) -> str:
-        """Return the last line that says something, or an empty string.
+        """Return the last line that is not empty, or an empty string.
 
-        That is the one before the kernel's words that it switches off, if there is one: it may say why.
+        The kernel's line about switching off is skipped if there is an earlier one, which may give the reason.
         """
         end = bytes(self._kept).rstrip()[-_LINE_BYTES:].decode("utf-8", "replace")
         lines = [line.strip() for line in end.splitlines() if line.strip()]

@@ -19,10 +19,11 @@ _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check tsc=reliable nowatchdog noautogroup psi=0"
     " lsm=landlock,yama"
 )
-"""From `nowatchdog` on: what a clone's kernel would do after a restore, at each switch, with each file, for nobody.
+"""The options from `nowatchdog` on switch off kernel work that slows down clones and that no guest needs.
 
-Of the security modules those stay that a program may use or meet; the others have no policy in a guest.
+Landlock and Yama stay, because programs use or notice them. The other security modules have no policy in a guest.
 """
+_EMULATED = "mitigations=off init_on_alloc=0 hardened_usercopy=off"
 _TRACED_BOOT = "SANDBOX_TRACE=1"
 """The kernel does not know it, and so makes it a variable of its init: see `images/init`."""
 _SLOW_IN_SOFTWARE = ("erms", "fsrm")
@@ -95,15 +96,12 @@ def domain_xml(
 
 
 def command_line(accelerator: AcceleratorKind) -> str:
-    """Return the kernel's command line. Mitigations of a processor's flaws have no object where it is emulated.
+    """Return the kernel's command line.
 
-    There, too, what the kernel does against its own errors, with each page and each copy, takes milliseconds.
+    An emulated processor has no flaws to mitigate. The kernel's checks of its own copies and allocations protect one
+    guest process from another, not the host, and are slow under emulation.
     """
-    return (
-        _COMMAND_LINE
-        if accelerator == "kvm"
-        else f"{_COMMAND_LINE} mitigations=off init_on_alloc=0 hardened_usercopy=off"
-    )
+    return _COMMAND_LINE if accelerator == "kvm" else f"{_COMMAND_LINE} {_EMULATED}"
 
 
 def _kernel(spec: MachineSpec, platform: Platform) -> str:

@@ -158,7 +158,7 @@ class VMPool(Handle):
         """
         if timeout is not None:
             timeout = arguments.patience("timeout", timeout)
-        # A claim that finds a warm VM is the shortest call there is: what was not given is not looked at.
+        # Skip the checks of defaults: they would be a noticeable part of a claim that finds a warm VM.
         rank = 0.0 if type(priority) is int and not priority else arguments.priority("priority", priority)
         ttl = self.config.lease_ttl if lease_ttl is None else arguments.seconds("lease_ttl", lease_ttl)
         self._check_open()
@@ -273,8 +273,7 @@ class VMPool(Handle):
             self._home.check(self)
 
     def _check_open(self) -> None:
-        if self._home is not None:
-            self._home.check(self)
+        self._check_home()
         if not self._keeper.is_started or self._keeper.is_closing:
             raise PoolClosed("the pool is not open; use `async with VMPool(...)`")
 

@@ -151,7 +151,7 @@ def look_at_sockets() -> None:
 
 
 def look_at_processes() -> None:
-    """Only the agent and its zygote may run, and this program, which the zygote has made."""
+    """Report every process but the agent, its zygote (the oldest process with its command line) and this program."""
     zygotes = (entry.name for entry in Path("/proc").glob("[0-9]*") if text(f"/proc/{entry.name}/cmdline") == ZYGOTE)
     ours = {1, os.getpid(), min(map(int, zygotes), default=1)}
     for entry in (path.name for path in Path("/proc").iterdir()):
