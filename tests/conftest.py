@@ -24,9 +24,12 @@ from sandbox.vm import VM
 
 PROGRAMS = Path(__file__).parent / "programs"
 
-# A suite that a shell runs in the background ignores interrupts, and so would every command that it interrupts.
+# A suite that a shell runs in the background ignores interrupts, one below `nohup` a terminal that goes; and so would
+# every command of it that gets such a signal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
