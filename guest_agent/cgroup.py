@@ -8,6 +8,7 @@ from limits import PIDS_MAX
 ROOT = "/sys/fs/cgroup"
 USER = f"{ROOT}/user"
 RESERVE_BYTES = 40 * 1024 * 1024  # kernel, agent and the page cache that the agent itself needs
+SWAP_FACTS = "/sys/block/zram0/mm_stat"
 PIDS_EACH = 768  # so that one fork bomb leaves the other executions something
 
 _PERIOD = 100_000
@@ -17,18 +18,30 @@ _SIGKILL = 9
 _stock = []
 _numbers = itertools.count(1)
 _home = -1
+_all_bytes = 0
 
 
 def prepare():
     """Mark off the part of the machine that user code may have."""
-    global _home  # noqa: PLW0603 - there is one
+    global _home, _all_bytes  # noqa: PLW0603 - there is one of each
     _home = os.open(f"{ROOT}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     _write(f"{ROOT}/cgroup.subtree_control", "+memory +pids +cpu")
     os.makedirs(USER, exist_ok=True)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    _write(f"{USER}/memory.max", str(max(total - RESERVE_BYTES, RESERVE_BYTES)))
+    # With room for what is compressed of theirs, the programs that want too much are those that compress. Without, the
+    # whole guest would run short, and the agent would compress for them: for so long that the host gives up on it.
+    _all_bytes = max(total - RESERVE_BYTES - _compressed_bytes(), RESERVE_BYTES)
+    _write(f"{USER}/memory.max", str(_all_bytes))
     _write(f"{USER}/pids.max", str(PIDS_MAX))
     _write(f"{USER}/cgroup.subtree_control", "+memory +pids +cpu")
+
+
+def _compressed_bytes():
+    """Return the most memory that compressed pages may take; none where the kernel does not compress."""
+    try:
+        return int(_read(SWAP_FACTS).split()[3])
+    except FileNotFoundError:
+        return 0
 
 
 class Group:
@@ -47,7 +60,9 @@ class Group:
 
     def limit(self, limits):
         if limits.get("memory_bytes"):
-            _write(f"{self._path}/memory.max", str(limits["memory_bytes"]))
+            # One bound for all that it takes: what may lie compressed is what could not lie there otherwise.
+            _write(f"{self._path}/memory.max", str(min(limits["memory_bytes"], _all_bytes)))
+            _write_if_there(f"{self._path}/memory.swap.max", str(max(0, limits["memory_bytes"] - _all_bytes)))
         if limits.get("processes"):
             _write(f"{self._path}/pids.max", str(limits["processes"]))
         if limits.get("cpus"):
@@ -140,6 +155,14 @@ def _read(path):
         return os.read(fd, 4096)
     finally:
         os.close(fd)
+
+
+def _write_if_there(path, text):
+    """Write to a file that a kernel without the feature lacks."""
+    try:
+        _write(path, text)
+    except FileNotFoundError:
+        pass
 
 
 def _write(path, text):

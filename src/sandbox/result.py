@@ -64,7 +64,7 @@ class Result:
     cpu_seconds: float | None = None
     """User and system time of the program, as the guest's kernel tells."""
     peak_memory_bytes: int | None = None
-    """The most memory its control group held, page cache included, as the guest's kernel tells.
+    """The most memory its control group held, as its kernel tells: with page cache, without what was compressed.
 
     A clone's first program may hold some megabytes more than later ones: pages that those share with the agent.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -161,6 +162,33 @@ async def test_running_out_of_memory_is_told_as_such(vm: VM) -> None:
     hog = "import os\nkeep = []\nwhile True: keep.append(os.urandom(1 << 20))"
     assert (await vm.run(hog, timeout=60)).outcome is Outcome.OUT_OF_MEMORY
     assert (await vm.run("print(1)")).ok
+
+
+async def test_a_program_that_needs_more_than_the_guest_has_runs_with_a_part_compressed(vm: VM) -> None:
+    """230 MB fit into a guest of 256 MiB, but count for the caller's own bound, and there is an end to it."""
+    lists = "keep = [list(range(n << 16, (n << 16) + 25_000)) for n in range({})]\nprint(len(keep))"
+    assert (await vm.run(lists.format(230), timeout=120)).stdout == b"230\n"
+    bounded = await vm.run(lists.format(230), timeout=120, limits=Limits(memory_bytes=200 << 20))
+    assert bounded.outcome is Outcome.OUT_OF_MEMORY
+    assert (await vm.run(lists.format(1000), timeout=120)).outcome is Outcome.OUT_OF_MEMORY
+    assert (await vm.run("print(1)")).ok
+
+
+async def test_programs_have_room_when_all_disks_of_memory_are_full(vm: VM) -> None:
+    """Also if what fills them cannot be compressed."""
+    fill = """
+        import os
+        for path in ("/dev/shm/file", "/tmp/file"):
+            file = open(path, "wb", 0)
+            try:
+                while True:
+                    file.write(os.urandom(1 << 18))
+            except OSError as error:
+                print(error.errno)
+    """
+    assert (await vm.run(textwrap.dedent(fill), timeout=60)).stdout == b"28\n28\n"
+    assert (await vm.run("print(1)", timeout=10)).stdout == b"1\n"
+    assert (await vm.exec(["echo", "2"], timeout=10)).stdout == b"2\n"
 
 
 async def test_background_child_does_not_delay_the_result(vm: VM) -> None:

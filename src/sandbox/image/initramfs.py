@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-APPLETS = ("cp", "insmod", "mkdir", "mount", "poweroff", "sh", "switch_root")
+APPLETS = ("cp", "insmod", "mkdir", "mkswap", "mount", "poweroff", "sh", "swapon", "switch_root")
 
 _DIRECTORY, _FILE, _LINK = 0o040000, 0o100000, 0o120000
 

@@ -22,7 +22,7 @@ FORMAT = 2
 ARCH = "amd64"
 KERNEL = "vmlinux"
 RECORD = "layer.json"
-MODULES = ("virtio_blk", "erofs", "overlay")
+MODULES = ("virtio_blk", "erofs", "overlay", "zram")
 REQUIRED = ("python3",)  # the agent's
 _KERNEL_BACKPORTED_TO = 12  # the release whose own kernel lacks what snapshots of virtual machines need
 
