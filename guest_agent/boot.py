@@ -41,7 +41,7 @@ def mount(source, target, kind, flags=0, options=""):
 
 def mount_everything():
     mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "mode=620,ptmxmode=666")
-    mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=25%")
+    mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=12%")
     mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     mount("cgroup2", cgroup.ROOT, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "favordynmods")
     cgroup.prepare()
