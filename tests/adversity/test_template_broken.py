@@ -152,6 +152,27 @@ async def test_a_guest_that_dies_while_a_template_is_made(
         assert (await Template.ensure(config)).generation == 1
 
 
+async def test_a_guest_whose_clock_is_wrong(
+    config: TemplateConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A busy host makes a kernel mistake its processor's rate: another one is booted, once; then it is an error."""
+    answer = bake._answer
+    wrong = [True, True, False, True, False]
+
+    async def answer_wrongly(vm: VM, script: str) -> str:
+        said = await answer(vm, script)
+        return str(float(said) + 17.7) if "time.time()" in script and wrong.pop(0) else said
+
+    monkeypatch.setattr(bake, "_answer", answer_wrongly)
+    with pytest.raises(TemplateError, match=r"clock went wrong by \+17\.\d s.*when the host is less busy"):
+        await Template.ensure(config)
+    assert caplog.text.count("bake_failed") == 1
+    wrong.insert(0, True)
+    del wrong[2:]
+    assert (await Template.ensure(config)).generation == 1
+    assert wrong == []
+
+
 async def test_a_template_is_read_once(config: TemplateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bake hashes each file once, and this process hashes none again until one has changed."""
     hashed: list[str] = []

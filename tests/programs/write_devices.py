@@ -1,4 +1,7 @@
-"""Try, as root, to change every block device: by plain writes, after making it writable, and by discarding."""
+"""Try, as root, to change every block device: by plain writes, after making it writable, and by discarding.
+
+Not that of compressed memory (zram), which is the guest's own memory.
+"""
 
 import fcntl
 import json
@@ -10,7 +13,7 @@ BLKROSET, BLKDISCARD, BLKZEROOUT = 0x125D, 0x1277, 0x127F
 mark = bytes.fromhex(sys.argv[1])
 written, refused = [], 0
 
-for name in sorted(os.listdir("/sys/block")):
+for name in sorted(name for name in os.listdir("/sys/block") if not name.startswith("zram")):
     try:
         os.close(os.open(f"/dev/{name}", os.O_RDONLY))
     except OSError:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -142,6 +143,21 @@ async def test_a_limit_of_processors_holds(template: Template, monkeypatch: pyte
 
 def _processor_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
+
+
+async def test_a_group_that_was_tidied_away_is_made_again(template: Template) -> None:
+    """Nothing lived in it, so anybody could remove it; the next VM has its bounds all the same."""
+    parents = set(template.host.starter.groups._parents.values())
+    async with template.lease() as vm:
+        assert vm.name in await anyio.Path(f"/proc/{vm.pid}/cgroup").read_text()
+    with anyio.fail_after(5):  # the last VM's own group goes first
+        while parents := {parent for parent in parents if parent.exists()}:
+            for parent in parents:
+                with suppress(OSError):
+                    parent.rmdir()
+            await anyio.sleep(0.02)
+    async with template.lease() as vm:
+        assert vm.name in await anyio.Path(f"/proc/{vm.pid}/cgroup").read_text()
 
 
 async def test_without_groups_a_vm_runs_as_ever(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

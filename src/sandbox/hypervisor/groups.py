@@ -58,12 +58,16 @@ class Groups:
             )
         for controller, path in list(self._parents.items()):
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                if places.versions[controller] == 2:
-                    enable(path.parent, controller)
-                    enable(path, controller)
+                self._divide(controller, path)
             except OSError as error:
                 self._refuse(controller, f"{path}: {error.strerror}")
+
+    def _divide(self, controller: str, path: Path) -> None:
+        """Make the group that is divided among our VMs."""
+        path.mkdir(parents=True, exist_ok=True)
+        if self.places.versions[controller] == 2:
+            enable(path.parent, controller)
+            enable(path, controller)
 
     @classmethod
     def open(cls, run_directory: Path, wanted: str, cpus: float | None) -> Groups:
@@ -91,7 +95,12 @@ class Groups:
         if not self._parents:
             return None
         try:
-            group = Group.make(name, self._parents, self.places.versions, caps)
+            try:
+                group = Group.make(name, self._parents, self.places.versions, caps)
+            except FileNotFoundError:  # somebody who tidies up has removed the group of all, while no VM lived in it
+                for controller, path in self._parents.items():
+                    self._divide(controller, path)
+                group = Group.make(name, self._parents, self.places.versions, caps)
         except OSError as error:
             if self.must_hold:
                 raise HostResources(

@@ -103,13 +103,16 @@ class _Frozen:
 
 
 async def _frozen(host: Hypervisor, spec: MachineSpec, work: Path) -> _Frozen:
-    """Boot a machine and write its memory and state to `work`. One whose guest is lost is followed by another one."""
+    """Boot a machine and write its memory and state to `work`. One whose guest is lost, or tells a wrong time, is
+    followed by another one.
+    """
     for attempts_left in reversed(range(_ATTEMPTS)):
         await run_sync(_prepare, work, spec.memory_bytes, host.owner)
         try:
             return await _freeze(host, replace(spec, memory_file=work / MEMORY, memory_shared=True, state=None), work)
         except StartError as error:
-            if not isinstance(error.__cause__, GuestLost) or not attempts_left:
+            is_chance = isinstance(error.__cause__, GuestLost) or isinstance(error, _ClockWrong)
+            if not is_chance or not attempts_left:
                 raise
             log.warning("bake_failed", template=work.name, error=str(error), remedy="another machine is booted")
     raise AssertionError
@@ -169,6 +172,10 @@ async def _warm(vm: VM) -> None:
         await _answer(vm, _WARM_SCRIPT)
 
 
+class _ClockWrong(TemplateError):
+    """A guest cannot tell the time."""
+
+
 async def check_clock(vm: VM) -> None:
     """Raise `TemplateError` if the guest's clock, which was right some seconds ago, is wrong now.
 
@@ -178,7 +185,7 @@ async def check_clock(vm: VM) -> None:
     said = float(await _answer(vm, "import time\nprint(time.time())"))
     ended = time.time()
     if not began - _CLOCK_SECONDS <= said <= ended + _CLOCK_SECONDS:
-        raise TemplateError(
+        raise _ClockWrong(
             f"the guest's clock went wrong by {said - (began + ended) / 2:+.1f} s while the template was made; "
             "make it again when the host is less busy"
         )
