@@ -1,5 +1,5 @@
 """`python -m sandbox` is the command line."""
 
-from sandbox.cli.main import main
+from sandbox.cli.entry import main
 
 main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,19 @@ def somebody(place: Path) -> list[str]:
     if subprocess.run([*SOMEBODY, *SANDBOX, "--version"], check=False, capture_output=True).returncode:
         pytest.skip("other users may not read this checkout")
     return SOMEBODY
+
+
+def test_an_interrupt_while_we_are_imported(place: Path) -> None:
+    """It ends us as it ends other programs, and no traceback tells of our imports."""
+    (place / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = subprocess.run(
+        [*SANDBOX, "--version"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(place)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 @pytest.mark.parametrize(

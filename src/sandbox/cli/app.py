@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from sandbox.cli.bench_command import bench
+from sandbox.cli.exec_options import ExecCommand, takes_exec_options
+from sandbox.cli.exec_request import ExecRequest
 from sandbox.cli.host_commands import audit, ps, reap, top
 from sandbox.cli.image_app import image_app
 from sandbox.cli.options import (
-    ArgsArgument,
-    CodeOption,
+    CpusOption,
     CwdOption,
     EnvFileOption,
     EnvOption,
     ForceOption,
     GetLimitOption,
     GetOption,
-    IdleTimeoutOption,
     ImageOption,
-    LanguageOption,
     MemoryOption,
-    PtyOption,
     PutOption,
-    ScriptArgument,
     TimeoutOption,
     TransferTimeoutOption,
     UserOption,
@@ -34,6 +32,7 @@ from sandbox.cli.trace_app import trace_app
 
 app = typer.Typer(
     name="sandbox",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Run code nobody trusts in fresh virtual machines, cloned from a golden snapshot.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -60,14 +59,28 @@ def _common(
     configure(verbose=verbose, quiet=quiet)
 
 
-@app.command("exec", context_settings={"allow_interspersed_args": False})
+@app.command("exec", cls=ExecCommand, context_settings={"allow_interspersed_args": False})
+@takes_exec_options
 def exec_command(
-    script: ScriptArgument = None,
-    args: ArgsArgument = None,
-    code: CodeOption = None,
-    language: LanguageOption = None,
-    timeout: TimeoutOption = None,
-    idle_timeout: IdleTimeoutOption = None,
+    _context: typer.Context,
+    request: ExecRequest,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")
+    ] = False,
+) -> None:
+    """Run a script in a fresh virtual machine, or after -- a command of the guest.
+
+    Output is passed on as it is written, standard input is passed in, and the exit code is the program's. Ctrl-C
+    reaches the program; a second one ends it with its machine. Exit codes of our own: 124 time-out, 125 the sandbox
+    failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
+    """
+    from sandbox.cli.exec import run_exec
+
+    raise typer.Exit(run_exec(replace(request, as_json=json_)))
+
+
+@app.command()
+def shell(
     env: EnvOption = None,
     env_file: EnvFileOption = None,
     cwd: CwdOption = None,
@@ -77,51 +90,9 @@ def exec_command(
     get_limit: GetLimitOption = "1G",
     transfer_timeout: TransferTimeoutOption = 600.0,
     force: ForceOption = False,
-    pty: PtyOption = False,
+    timeout: TimeoutOption = None,
     memory: MemoryOption = "256",
-    image: ImageOption = "default",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of the program's output.")
-    ] = False,
-) -> None:
-    """Run a script in a fresh virtual machine.
-
-    Output is passed on as it is written, standard input is passed in, and the exit code is the script's. Of our own:
-    124 time-out, 125 the sandbox failed, 126 the script cannot be read, 127 it does not exist, 128+n signal n.
-    """
-    from sandbox.cli.exec import exec_request, run_exec
-
-    request = exec_request(
-        script,
-        code,
-        args,
-        timeout=timeout,
-        idle_timeout=idle_timeout,
-        env=env or [],
-        env_file=env_file or [],
-        memory=memory,
-        image=image,
-        language=language,
-        cwd=cwd,
-        user=user,
-        pty=pty,
-        put=put or [],
-        get=get or [],
-        get_limit=get_limit,
-        transfer_timeout=transfer_timeout,
-        force=force,
-        as_json=json_,
-    )
-    raise typer.Exit(run_exec(request))
-
-
-@app.command()
-def shell(
-    env: EnvOption = None,
-    env_file: EnvFileOption = None,
-    cwd: CwdOption = None,
-    user: UserOption = None,
-    memory: MemoryOption = "256",
+    cpus: CpusOption = 1,
     image: ImageOption = "default",
 ) -> None:
     """Open an interactive shell in a fresh virtual machine.
@@ -132,7 +103,22 @@ def shell(
     """
     from sandbox.cli.shell import ShellRequest, run_shell
 
-    raise typer.Exit(run_shell(ShellRequest(image, memory, user, cwd, env or [], env_file or [])))
+    request = ShellRequest(
+        image=image,
+        memory=memory,
+        cpus=cpus,
+        user=user,
+        cwd=cwd,
+        env=env or [],
+        env_file=env_file or [],
+        put=put or [],
+        get=get or [],
+        get_limit=get_limit,
+        transfer_timeout=transfer_timeout,
+        force=force,
+        timeout=timeout,
+    )
+    raise typer.Exit(run_shell(request))
 
 
 @app.command()

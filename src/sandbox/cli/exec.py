@@ -3,87 +3,49 @@
 from __future__ import annotations
 
 import base64
-import errno
-import os
 import re
-import select
-import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
+from sandbox.cli.copies import Copies, copies
 from sandbox.cli.environment import variables
 from sandbox.cli.escape import Left, with_escape
-from sandbox.cli.exit_code import CANNOT_INVOKE, INTERRUPTED, NOT_FOUND, TOOL_FAILED
+from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.exit_code import INTERRUPTED, TOOL_FAILED
+from sandbox.cli.interrupt import interrupting
+from sandbox.cli.program import Command, Script, ScriptError, find_program
 from sandbox.cli.run import complain, describe, report, run, say
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
-from sandbox.cli.transfer import Bounds, Transfer, get, parse_get, parse_put, put, size_bytes
 from sandbox.config import TemplateConfig
-from sandbox.errors import ConfigError, GuestFileError, GuestLost, SandboxError
+from sandbox.errors import ConfigError, GuestLost, SandboxError
 from sandbox.guest.execution import Status
 from sandbox.guest.request import CAPTURE_BYTES
+from sandbox.guest.sandbox import RunOptions
+from sandbox.image.recipe import known_recipes, load_recipe
 from sandbox.result import Outcome, Result
 from sandbox.template.template import Template
 from sandbox.trace.stage import stage
 from sandbox.vm import VM
 
-LANGUAGES = {".py": "python", ".sh": "bash", ".js": "node"}
-Command = Callable[[], Coroutine[Any, Any, int]]
-Around = Callable[[Command, TemplateConfig], Coroutine[Any, Any, int]]
+Run = Callable[[], Coroutine[Any, Any, int]]
+Around = Callable[[Run, TemplateConfig], Coroutine[Any, Any, int]]
 _ID = "main"
-_READ_BYTES = 64 * 1024
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
 _KINDS = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
-
-
-@dataclass(frozen=True)
-class ExecRequest:
-    """What the command line asked for, as it was typed."""
-
-    script: str | None
-    code: str | None
-    args: list[str]
-    timeout: float | None
-    idle_timeout: float | None
-    env: list[str]
-    env_file: list[Path]
-    memory: str
-    image: str
-    language: str | None
-    cwd: str | None
-    user: str | None
-    pty: bool
-    put: list[str]
-    get: list[str]
-    get_limit: str
-    transfer_timeout: float
-    force: bool
-    as_json: bool
-
-
-def exec_request(script: str | None, code: str | None, args: list[str] | None, **options: Any) -> ExecRequest:
-    """Return the request for these arguments: with `-c` every positional one is the program's."""
-    arguments = list(args or [])
-    if code is not None and script is not None:
-        arguments, script = [script, *arguments], None
-    return ExecRequest(script=script, code=code, args=arguments, **options)
 
 
 @dataclass(frozen=True)
 class _Job:
     """The same, checked and loaded."""
 
-    code: str
-    name: str
-    language: str
+    program: Script | Command
+    args: tuple[str, ...]
     env: dict[str, str]
     config: TemplateConfig
-    put: list[Transfer]
-    get: list[Transfer]
-    bounds: Bounds
+    copies: Copies
 
 
 def run_exec(request: ExecRequest, around: Around = lambda command, _: command()) -> int:
@@ -103,35 +65,32 @@ def run_exec(request: ExecRequest, around: Around = lambda command, _: command()
 
 def _prepare(request: ExecRequest) -> _Job:
     """Find every mistake before a VM is started."""
-    bounds = Bounds(size_bytes("--get-limit", request.get_limit), request.transfer_timeout, request.force)
-    times = {
-        "timeout": request.timeout,
-        "idle-timeout": request.idle_timeout,
-        "transfer-timeout": request.transfer_timeout,
-    }
-    for name, seconds in times.items():
+    for name, seconds in {"timeout": request.timeout, "idle-timeout": request.idle_timeout}.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(f"--{name} {seconds:g} leaves no time; give a positive number of seconds")
-    code, name = _load(request)
-    return _Job(
-        code=code,
-        name=name,
-        language=request.language or LANGUAGES.get(Path(name).suffix, "python"),
-        env=variables(request.env, request.env_file),
-        config=TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory)),
-        put=[parse_put(text) for text in request.put],
-        get=[parse_get(text, force=request.force) for text in request.get],
-        bounds=bounds,
+    config = TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory), vcpus=request.cpus)
+    wanted = copies(
+        request.put,
+        request.get,
+        get_limit=request.get_limit,
+        transfer_timeout=request.transfer_timeout,
+        force=request.force,
+        memory_mib=config.memory_mib,
+        project=request.program.project,
+        exclude=request.exclude,
+        cwd=request.cwd,
+        user=request.user,
     )
+    if request.as_json and any(transfer.is_printed for transfer in wanted.fetched):
+        raise ConfigError("--json and --get to - would both write to our stdout; name a file to get to")
+    program, arguments = find_program(request.program)
+    return _Job(program, arguments, variables(request.env, request.env_file), config, wanted)
 
 
 async def _exec(request: ExecRequest, job: _Job) -> int:
     template = await Template.ensure(job.config)
     async with template.lease() as vm:
-        for transfer in job.put:
-            with stage("put a file or directory"):
-                skipped = await put(vm, transfer, job.bounds, cwd=request.cwd, user=request.user)
-            _tell_skipped("put", transfer, skipped)
+        await job.copies.send(vm)
         try:
             with stage("execute"):
                 result = await _run(vm, request, job)
@@ -140,7 +99,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
                 say({**_envelope(lost.partial), "kind": "infra", "exit_code": TOOL_FAILED, "error": describe(lost)})
                 return TOOL_FAILED
             raise
-        failure = await _get_all(vm, job, request)
+        failure = await job.copies.fetch(vm)
     status = result.shell_status
     if failure is not None and status == 0:
         status = TOOL_FAILED
@@ -150,7 +109,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
             envelope["receipt"] = receipt.document()
         say(envelope if failure is None else envelope | {"error": describe(failure)})
         return status
-    if result.outcome is not Outcome.EXITED:
+    if result.outcome is not Outcome.EXITED and result.signal != signal.SIGINT:  # who pressed Ctrl-C knows
         complain(result.describe())
     if failure is not None:
         report(failure)
@@ -162,101 +121,44 @@ async def _run(vm: VM, request: ExecRequest, job: _Job) -> Result:
         if vm.status(_ID) is Status.RUNNING:
             vm.attach(_ID).resize(rows, columns)
 
-    with raw_terminal(resize) if request.pty else nullcontext():
-        return await vm.run(
-            job.code,
-            language=job.language,
-            args=request.args,
-            name=job.name,
-            id=_ID,
-            timeout=request.timeout,
-            idle_timeout=request.idle_timeout,
-            env=job.env,
-            cwd=request.cwd,
-            user=request.user,
-            pty=terminal_size() if request.pty else None,
-            stdin=_typed(request),
-            on_output=None if request.as_json else pass_on,
-            capture_bytes=CAPTURE_BYTES if request.as_json else 0,
-        )
+    options = RunOptions(
+        id=_ID,
+        timeout=request.timeout,
+        idle_timeout=request.idle_timeout,
+        env=job.env,
+        cwd=request.cwd,
+        user=request.user,
+        pty=terminal_size() if request.pty else None,
+        stdin=_typed(request),
+        on_output=None if request.as_json else pass_on,
+        capture_bytes=CAPTURE_BYTES if request.as_json else 0,
+    )
+    program = job.program
+    with raw_terminal(resize) if request.pty else nullcontext(), interrupting(vm, _ID):
+        if isinstance(program, Command):
+            return await vm.exec(program.argv, **options)
+        try:
+            return await vm.run(program.code, language=program.language, args=job.args, name=program.name, **options)
+        except ConfigError as error:
+            if program.language in vm.languages:
+                raise
+            raise ConfigError(f"{error}; {_advice(program)}") from None
+
+
+def _advice(script: Script) -> str:
+    """Return what to do about a language that the image lacks."""
+    for name in known_recipes():
+        if script.language in load_recipe(name).languages:
+            return f"give --image {name}"
+    return f"copy the script in and name its interpreter: --put {script.name} -- {script.language} {script.name}"
 
 
 def _typed(request: ExecRequest) -> bytes | AsyncIterator[bytes]:
     """Return what the program reads. At a terminal that passes on every key, one way out is kept for the caller."""
     if request.pty and is_interactive():
         return with_escape(standard_input())
-    return b"" if request.script == "-" else standard_input()
-
-
-async def _get_all(vm: VM, job: _Job, request: ExecRequest) -> SandboxError | None:
-    """Fetch all that can be fetched, also after a failed script; return the first failure."""
-    failure: SandboxError | None = None
-    for transfer in job.get:
-        try:
-            with stage("get a file or directory"):
-                report = await get(vm, transfer, job.bounds, cwd=request.cwd, user=request.user)
-            _tell_skipped("get", transfer, report.skipped)
-            if report.errors:
-                number = len(report.errors)
-                said = f"--get {transfer.source}: {number} could not be copied: {_some(report.errors)}"
-                raise GuestFileError(errno.EIO, said)
-        except SandboxError as error:
-            failure = failure or error
-    return failure
-
-
-def _tell_skipped(option: str, transfer: Transfer, skipped: Mapping[str, str]) -> None:
-    if skipped:
-        complain(f"--{option} {transfer.source}: left out {len(skipped)}: {_some(skipped)}")
-
-
-def _some(reasons: Mapping[str, str]) -> str:
-    some = [f"{name} ({why})" for name, why in islice(reasons.items(), 5)]
-    return ", ".join([*some, "…"] if len(reasons) > 5 else some)
-
-
-class ScriptError(ConfigError):
-    """The script cannot be read; `status` is what a shell would exit with."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def _load(request: ExecRequest) -> tuple[str, str]:
-    """Return the code and the name that it bears in the guest."""
-    if request.code is not None:
-        return request.code, "command.py"
-    if request.script is None:
-        raise ConfigError("nothing to run: name a script, give -c CODE, or - for standard input")
-    if request.script == "-":
-        if sys.stdin is None:
-            raise ConfigError("there is no standard input to read a script from; name a file, or give -c CODE")
-        try:
-            return _standard_input().decode("utf-8", "surrogateescape"), "stdin.py"
-        except OSError as error:
-            raise ScriptError(f"standard input cannot be read: {error.strerror or error}", CANNOT_INVOKE) from None
-    path = Path(request.script)
-    try:
-        return path.read_bytes().decode("utf-8", "surrogateescape"), path.name
-    except FileNotFoundError:
-        raise ScriptError(f"{path}: no such file", NOT_FOUND) from None
-    except OSError as error:
-        raise ScriptError(f"{path}: {error.strerror}", CANNOT_INVOKE) from None
-
-
-def _standard_input() -> bytes:
-    """Read standard input to its end, also where somebody who shares it does not want to wait for it."""
-    pieces: list[bytes] = []
-    while True:
-        try:
-            piece = os.read(0, _READ_BYTES)
-        except BlockingIOError:
-            select.select([0], [], [])
-            continue
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
+    is_taken = request.no_stdin or (request.program.words[:1] == ("-",) and request.program.code is None)
+    return b"" if is_taken else standard_input()
 
 
 def memory_mib(text: str) -> int:

@@ -13,13 +13,34 @@ EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, o
 EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
 CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
 UserOption = Annotated[str | None, typer.Option("--user", help="User in the guest; root is one.")]
-ScriptArgument = Annotated[
-    str | None, typer.Argument(metavar="SCRIPT", help="A file of this host, or - for standard input.")
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SCRIPT | -- COMMAND] [ARGS]...",
+        help="A file of this host, or - for standard input; after --, a command of the guest. Then its arguments.",
+    ),
 ]
-ArgsArgument = Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")]
 CodeOption = Annotated[str | None, typer.Option("-c", help="Run this code instead of a file.", metavar="CODE")]
+ModuleOption = Annotated[
+    str | None, typer.Option("-m", help="Run this module as python3 -m does; see --project.", metavar="MODULE")
+]
+ProjectOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Copy what this directory holds into the working directory; a script in it runs there."
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="What --project leaves out; by default .git, .venv, caches and the like."),
+]
 LanguageOption = Annotated[
-    str | None, typer.Option(help="python, bash or another one of the image; by default from the file's ending.")
+    str | None,
+    typer.Option(help="python, bash or another one of the image; by default from the file's ending or first line."),
+]
+CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=64, help="Virtual processors of the guest.")]
+NoStdinOption = Annotated[
+    bool, typer.Option("--no-stdin", "-n", help="Leave our standard input alone; the program's is empty.")
 ]
 TimeoutOption = Annotated[float | None, typer.Option(help="Kill the program after so many seconds (exit code 124).")]
 IdleTimeoutOption = Annotated[float | None, typer.Option(help="The same after so many seconds without output.")]
@@ -28,7 +49,7 @@ PutOption = Annotated[
 ]
 GetOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also when the script failed."),
+    typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also after a failure; GUEST:- prints a file."),
 ]
 GetLimitOption = Annotated[
     str, typer.Option(metavar="SIZE", help="Largest number of bytes that each --get copies: 64M, 2G.")

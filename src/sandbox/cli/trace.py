@@ -12,7 +12,8 @@ from typing import TextIO
 from rich.console import Console
 
 from sandbox.bench.environment import environment
-from sandbox.cli.exec import Command, ExecRequest, memory_mib, run_exec
+from sandbox.cli.exec import Run, memory_mib, run_exec
+from sandbox.cli.exec_request import ExecRequest
 from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, describe, discard_output, report, run
 from sandbox.cold_boot import ColdBoot
@@ -54,7 +55,7 @@ def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
     except SandboxError as error:
         return report(error)
 
-    async def traced(command: Command, config: TemplateConfig) -> int:
+    async def traced(command: Run, config: TemplateConfig) -> int:
         await _warm_up(config, trace.warm_up)
         return await _traced("exec", command, lambda: _facts(config), trace, sys.stderr)
 
@@ -127,7 +128,7 @@ async def _facts(config: TemplateConfig) -> dict[str, object]:
     return environment(template.host, template.spec)
 
 
-async def _traced(what: str, command: Command, environs: Facts, trace: TraceRequest, out: TextIO) -> int:
+async def _traced(what: str, command: Run, environs: Facts, trace: TraceRequest, out: TextIO) -> int:
     """Run the command and show what was recorded of it, also if it failed."""
     facts: dict[str, object] = {}
     recorder: Recorder | None = None

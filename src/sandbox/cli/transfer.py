@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import posixpath
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from anyio import fail_after
+
+from sandbox.cli.streams import pass_on
 from sandbox.errors import ConfigError, GuestFileError, HostFileError
 from sandbox.guest.tree import TreeReport
 from sandbox.vm import VM
 
+EXCLUDED = (
+    *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox", ".nox", ".DS_Store"),
+)
+"""What a project has that a run of it does not need."""
+_STANDARD_OUTPUT = "-"
+_MIB = 1024 * 1024
 _SIZE = re.compile(r"^(\d+)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 
 
@@ -22,6 +36,12 @@ class Transfer:
 
     source: str
     target: str
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether it goes to our standard output."""
+        return self.target == _STANDARD_OUTPUT
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,8 @@ class Bounds:
 def parse_put(text: str) -> Transfer:
     """Read `HOST[:GUEST]`; without a guest path the name stays, and a guest path that ends with / is a directory.
 
-    What names a file here as a whole is its name, colons and all.
+    `HOST/.` is what the directory holds, without a directory around it. What names a file here as a whole is its name,
+    colons and all.
     """
     host, _, guest = (text, "", "") if _is_there(text) else text.partition(":")
     if not host:
@@ -46,6 +67,8 @@ def parse_put(text: str) -> Transfer:
         raise ConfigError(f"--put {host}: there is no such file or directory on this host")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ConfigError(f"--put {host}: only files and directories can be copied, and this is neither")
+    if not guest and (host == "." or host.endswith("/.")):
+        return Transfer(host, ".")
     name = Path(host).resolve().name
     return Transfer(host, guest + name if guest.endswith("/") else guest or name)
 
@@ -53,12 +76,14 @@ def parse_put(text: str) -> Transfer:
 def parse_get(text: str, *, force: bool = False) -> Transfer:
     """Read `GUEST[:HOST]`; without a host path the name stays, in the current directory.
 
-    With `force`, the target may be a directory.
+    With `force`, the target may be a directory. The target `-` is our standard output.
     """
     guest, _, host = text.partition(":")
     name = PurePosixPath(guest).name
     if not name or name == "..":
         raise ConfigError(f"--get {text!r} names no file of the guest; write GUEST or GUEST:HOST")
+    if host == _STANDARD_OUTPUT:
+        return Transfer(guest, host)
     target = Path(host or name)
     mode = _mode(f"--get {text}", target)
     if mode is not None and stat.S_ISDIR(mode):
@@ -71,6 +96,54 @@ def parse_get(text: str, *, force: bool = False) -> Transfer:
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"--get {text}: there is no directory {target.absolute().parent}; make it first")
     return Transfer(guest, str(target))
+
+
+def project_put(directory: Path | None, exclude: Sequence[str] | None) -> list[Transfer]:
+    """Return what `--project DIR` copies: all that the directory holds but `exclude`, `EXCLUDED` by default."""
+    if directory is None:
+        if exclude is not None:
+            raise ConfigError("--exclude says what --project leaves out, and there is no --project")
+        return []
+    mode = _mode(f"--project {directory}", directory)
+    if mode is None or not stat.S_ISDIR(mode):
+        raise ConfigError(f"--project {directory}: there is no such directory on this host")
+    return [Transfer(str(directory), ".", EXCLUDED if exclude is None else tuple(exclude))]
+
+
+def check_room(transfers: Iterable[Transfer], memory_mib: int) -> None:
+    """Raise `ConfigError` if the guest's disk, at most half of its memory, cannot hold what is to be copied in."""
+    size = sum(_size(transfer) for transfer in transfers)
+    if 2 * size > memory_mib * _MIB:
+        enough = -(-5 * size // (2 * 64 * _MIB)) * 64  # with a fifth for the kernel, in steps of 64 MiB
+        raise ConfigError(
+            f"{size / _MIB:.0f} MiB are to be copied in, and the guest's disk is half of its memory, "
+            f"{memory_mib} MiB: give --memory {enough}"
+        )
+
+
+def _size(transfer: Transfer) -> int:
+    top = Path(transfer.source)
+    if not top.is_dir():
+        return _bytes_of(top)
+    size = 0
+    for directory, directories, files in os.walk(top):
+        place = PurePosixPath(os.path.relpath(directory, top))
+        directories[:] = [name for name in directories if not _is_excluded(place / name, transfer.exclude)]
+        kept = (name for name in files if not _is_excluded(place / name, transfer.exclude))
+        size += sum(_bytes_of(Path(directory, name)) for name in kept)
+    return size
+
+
+def _is_excluded(path: PurePosixPath, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(str(path), pattern) or fnmatchcase(path.name, pattern) for pattern in patterns)
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except OSError:  # the copy will tell
+        return 0
+    return min(found.st_size, found.st_blocks * 512) if stat.S_ISREG(found.st_mode) else 0
 
 
 def _is_there(path: str) -> bool:
@@ -95,7 +168,9 @@ async def put(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, us
     """
     target = posixpath.join(cwd or "", transfer.target)
     try:
-        report = await vm.upload(transfer.source, target, user=user, strict=True, timeout=bounds.seconds)
+        report = await vm.upload(
+            transfer.source, target, user=user, exclude=transfer.exclude, strict=True, timeout=bounds.seconds
+        )
     except GuestFileError as error:
         said = f"--put {transfer.source}: the guest refused {target}: {error.strerror}"
         raise GuestFileError(error.errno, said) from error
@@ -104,13 +179,19 @@ async def put(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, us
     return report.skipped
 
 
-async def get(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, user: str | None) -> TreeReport:
+async def get(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, user: str | None) -> TreeReport | None:
     """Copy a directory of the guest to a new one here, or a file, which replaces one of that name when it is whole.
 
-    With `--force` an existing directory is merged.
+    With `--force` an existing directory is merged. A file that is printed has no report.
     """
     source = posixpath.join(cwd or "", transfer.source)
     try:
+        if transfer.is_printed:
+            with fail_after(bounds.seconds):
+                async with aclosing(vm.files_of(user).stream(source, limit=bounds.bytes)) as content:
+                    async for data in content:
+                        await pass_on("stdout", data)
+            return None
         is_file = (await vm.files_of(user).stat(source)).type == "file"
         return await vm.download(
             source,
@@ -120,6 +201,9 @@ async def get(vm: VM, transfer: Transfer, bounds: Bounds, *, cwd: str | None, us
             max_bytes=bounds.bytes,
             timeout=bounds.seconds,
         )
+    except TimeoutError:
+        said = f"--get {transfer.source}: it took more than {bounds.seconds:g} s; --transfer-timeout gives it more"
+        raise GuestFileError(errno.ETIMEDOUT, said) from None
     except GuestFileError as error:
         said = f"--get {transfer.source}: the guest refused it: {error.strerror}"
         raise GuestFileError(error.errno, said) from error

@@ -1,0 +1,122 @@
+"""The options of `sandbox exec`, which `sandbox trace exec` has, too: one list of them, and what they ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from typer.core import TyperCommand
+
+from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.options import (
+    CodeOption,
+    CpusOption,
+    CwdOption,
+    EnvFileOption,
+    EnvOption,
+    ExcludeOption,
+    ForceOption,
+    GetLimitOption,
+    GetOption,
+    IdleTimeoutOption,
+    ImageOption,
+    LanguageOption,
+    MemoryOption,
+    ModuleOption,
+    NoStdinOption,
+    ProjectOption,
+    PtyOption,
+    PutOption,
+    TimeoutOption,
+    TransferTimeoutOption,
+    UserOption,
+    WordsArgument,
+)
+from sandbox.cli.program import Asked
+
+_AFTER_DASHES = "sandbox.after_dashes"
+
+
+class ExecCommand(TyperCommand):
+    """A command that knows whether its positional arguments came after `--`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = self.make_parser(ctx).parse_args(args=list(args))[1]
+        before = args[: len(args) - len(rest)]
+        ctx.meta[_AFTER_DASHES] = before[-1:] == ["--"]
+        return super().parse_args(ctx, args)
+
+
+def _exec_request(
+    words: WordsArgument = None,
+    code: CodeOption = None,
+    module: ModuleOption = None,
+    project: ProjectOption = None,
+    exclude: ExcludeOption = None,
+    language: LanguageOption = None,
+    timeout: TimeoutOption = None,
+    idle_timeout: IdleTimeoutOption = None,
+    env: EnvOption = None,
+    env_file: EnvFileOption = None,
+    cwd: CwdOption = None,
+    user: UserOption = None,
+    put: PutOption = None,
+    get: GetOption = None,
+    get_limit: GetLimitOption = "1G",
+    transfer_timeout: TransferTimeoutOption = 600.0,
+    force: ForceOption = False,
+    no_stdin: NoStdinOption = False,
+    pty: PtyOption = False,
+    memory: MemoryOption = "256",
+    cpus: CpusOption = 1,
+    image: ImageOption = "default",
+    *,
+    is_command: bool,
+) -> ExecRequest:
+    return ExecRequest(
+        program=Asked(tuple(words or ()), code, module, is_command, language, project),
+        exclude=tuple(exclude) if exclude else None,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        env=tuple(env or ()),
+        env_file=tuple(env_file or ()),
+        cwd=cwd,
+        user=user,
+        put=tuple(put or ()),
+        get=tuple(get or ()),
+        get_limit=get_limit,
+        transfer_timeout=transfer_timeout,
+        force=force,
+        no_stdin=no_stdin,
+        pty=pty,
+        memory=memory,
+        cpus=cpus,
+        image=image,
+    )
+
+
+def takes_exec_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, whose own arguments are the context, a request and options, all options of `exec` for that."""
+    shared = _parameters(_exec_request)
+    del shared["is_command"]
+    own = _parameters(command)
+    ctx, request, *_ = own
+
+    @wraps(command)
+    def with_request(**given: Any) -> None:
+        asked = {name: given.pop(name) for name in shared}
+        context = given.pop(ctx)
+        command(context, _exec_request(**asked, is_command=context.meta[_AFTER_DASHES]), **given)
+
+    del own[request]
+    parameters = {ctx: own.pop(ctx)} | shared | own
+    signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters.values()])
+    setattr(with_request, "__signature__", signature)  # noqa: B010 - inspect looks for it, mypy sees no such name
+    with_request.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return with_request
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function, eval_str=True).parameters)
