@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 class EventKind(StrEnum):
@@ -78,6 +78,25 @@ class LifeEvent:
             "seconds": None if self.seconds is None else round(self.seconds, 6),
         }
         return {key: value for key, value in (named | dict(self.fields)).items() if value not in (None, "")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as values that JSON has: `kind`, `at` (ISO 8601, UTC), and the rest as in `flat`."""
+        return {"kind": self.kind.value, "at": self.at.isoformat()} | {
+            key: _plain(value) for key, value in self.flat().items()
+        }
+
+
+def _plain(value: object) -> Any:
+    """Return a value as JSON has it; what JSON does not know, and has no `to_dict`, as its words."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if callable(to_dict := getattr(value, "to_dict", None)):
+        return to_dict()
+    return str(value)
 
 
 Observer = Callable[[LifeEvent], None]

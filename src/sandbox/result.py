@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -17,6 +18,7 @@ _SHOWN = 60
 """Bytes of a stream in a result's `repr`."""
 _MESSAGE = 1000
 
+Kind = Literal["exit", "timeout", "signal"]
 Isolation = Literal["hardware", "emulated", ""]
 
 
@@ -40,6 +42,9 @@ class Outcome(StrEnum):
     GUEST_SHUTDOWN = "guest_shutdown"
     PROTOCOL_ERROR = "protocol_error"
     VM_LOST = "vm_lost"
+
+
+_KINDS: Mapping[Outcome, Kind] = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -151,6 +156,16 @@ class Result:
         return self.stdout.decode("utf-8", "replace")
 
     @property
+    def stderr_text(self) -> str:
+        """Standard error in the same way."""
+        return self.stderr.decode("utf-8", "replace")
+
+    @property
+    def kind(self) -> Kind:
+        """The outcome in three words: it exited, it took too long, or it was killed."""
+        return _KINDS.get(self.outcome, "signal")
+
+    @property
     def shell_status(self) -> int:
         """The status that a shell would report: the exit code, 124 for a time-out, 128 + n for a signal."""
         if self.outcome is Outcome.TIMED_OUT:
@@ -164,6 +179,40 @@ class Result:
         if self.certificate is not None:
             return self.certificate.summary
         return f"exited with {self.exit_code}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as values that JSON has, as `sandbox exec --json` prints it.
+
+        Streams are text. One that is no UTF-8 has its undecodable bytes replaced, and is there in base64 as well, as
+        `stdout_base64` or `stderr_base64`. `exit_code` is `shell_status`. docs/result.schema.json describes the rest.
+        """
+        document: dict[str, Any] = {
+            "kind": self.kind,
+            "outcome": self.outcome.value,
+            "exit_code": self.shell_status,
+            "signal": self.signal,
+            "duration": self.duration,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "started_at": None if self.started_at is None else self.started_at.isoformat(),
+            "ended_at": None if self.ended_at is None else self.ended_at.isoformat(),
+            "timings": dict(self.timings),
+            "id": self.id,
+            "vm": self.vm,
+            "accelerator": self.accelerator,
+            "isolation": self.isolation,
+            "certificate": None if self.certificate is None else asdict(self.certificate),
+        }
+        for name, data, total in (
+            ("stdout", self.stdout, self.stdout_bytes),
+            ("stderr", self.stderr, self.stderr_bytes),
+        ):
+            document[name] = data.decode("utf-8", "replace")
+            if document[name].encode() != data:
+                document[f"{name}_base64"] = b64encode(data).decode()
+            document[f"{name}_bytes"] = total
+            document[f"{name}_truncated"] = len(data) < total
+        return document
 
     def check(self) -> Result:
         """Return this result if `ok`, else raise `ExecutionFailed` that carries it."""
@@ -199,6 +248,15 @@ class CellResult(Result):
     error: CellError | None = None
     context_alive: bool = True
     """Whether the interpreter, and with it all state, lives on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as values that JSON has: those of `Result.to_dict`, and this class's own."""
+        return super(CellResult, self).to_dict() | {
+            "value": None if self.value is None else dict(self.value),
+            "displayed": [dict(bundle) for bundle in self.displayed],
+            "error": None if self.error is None else asdict(self.error),
+            "context_alive": self.context_alive,
+        }
 
     def _shown(self) -> Iterator[tuple[str, str]]:
         yield from super(CellResult, self)._shown()

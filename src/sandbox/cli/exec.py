@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox.cli.copies import Copies, copies
@@ -34,7 +33,6 @@ Run = Callable[[], Coroutine[Any, Any, int]]
 Around = Callable[[Run, TemplateConfig], Coroutine[Any, Any, int]]
 _ID = "main"
 _MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
-_KINDS = {Outcome.EXITED: "exit", Outcome.TIMED_OUT: "timeout"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
                 result = await _run(vm, request, job)
         except GuestLost as lost:
             if request.as_json and lost.partial is not None:
-                say({**_envelope(lost.partial), "kind": "infra", "exit_code": TOOL_FAILED, "error": describe(lost)})
+                say({**lost.partial.to_dict(), "kind": "infra", "exit_code": TOOL_FAILED, "error": describe(lost)})
                 return TOOL_FAILED
             raise
         failure = await job.copies.fetch(vm)
@@ -104,9 +102,9 @@ async def _exec(request: ExecRequest, job: _Job) -> int:
     if failure is not None and status == 0:
         status = TOOL_FAILED
     if request.as_json:
-        envelope = _envelope(result) | {"exit_code": status}
+        envelope = result.to_dict() | {"exit_code": status}
         if (receipt := vm.receipt) is not None:
-            envelope["receipt"] = receipt.document()
+            envelope["receipt"] = receipt.to_dict()
         say(envelope if failure is None else envelope | {"error": describe(failure)})
         return status
     if result.outcome is not Outcome.EXITED and result.signal != signal.SIGINT:  # who pressed Ctrl-C knows
@@ -167,31 +165,3 @@ def memory_mib(text: str) -> int:
     if match is None:
         raise ConfigError(f"--memory {text!r} is not a size; write for example 512 (MiB), 512M or 2G")
     return int(match[1]) * (1024 if match[2].lower() == "g" else 1)
-
-
-def _envelope(result: Result) -> dict[str, object]:
-    envelope: dict[str, object] = {
-        "kind": _KINDS.get(result.outcome, "signal"),
-        "outcome": result.outcome,
-        "exit_code": result.shell_status,
-        "signal": result.signal,
-        "duration": result.duration,
-        "cpu_seconds": result.cpu_seconds,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "timings": dict(result.timings),
-        "id": result.id,
-        "vm": result.vm,
-        "accelerator": result.accelerator,
-        "isolation": result.isolation,
-        "certificate": asdict(result.certificate) if result.certificate is not None else None,
-    }
-    for name in ("stdout", "stderr"):
-        data: bytes = getattr(result, name)
-        try:
-            envelope[name] = data.decode()
-        except UnicodeDecodeError:
-            envelope[name] = data.decode("utf-8", "replace")
-            envelope[f"{name}_base64"] = base64.b64encode(data).decode()
-        envelope[f"{name}_bytes"] = getattr(result, f"{name}_bytes")
-        envelope[f"{name}_truncated"] = getattr(result, f"{name}_truncated")
-    return envelope

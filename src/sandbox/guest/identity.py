@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sandbox.errors import ProtocolError
 from sandbox.result import Isolation, isolation
@@ -112,8 +112,8 @@ class Receipt:
         """Guest clock minus host clock in milliseconds."""
         return self.clock_offset * 1000
 
-    def document(self) -> dict[str, object]:
-        """Return what a user wants to see of it, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a user wants to see of it, as values that JSON has."""
         return {
             "origin": self.origin,
             "accelerator": self.accelerator,
