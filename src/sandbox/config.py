@@ -10,22 +10,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
+from sandbox.settings import load_settings
 
-_VARIABLES = {
+VARIABLES = {
+    "uri": "SANDBOX_LIBVIRT_URI",
     "accelerator": "SANDBOX_ACCELERATOR",
+    "require_isolation": "SANDBOX_REQUIRE_ISOLATION",
+    "data_dir": "SANDBOX_DATA_DIR",
+    "runtime_dir": "SANDBOX_RUNTIME_DIR",
+    "admission_dir": "SANDBOX_ADMISSION_DIR",
     "cgroup": "SANDBOX_CGROUP",
     "nice": "SANDBOX_NICE",
-    "require_isolation": "SANDBOX_REQUIRE_ISOLATION",
 }
-"""Where a field that nobody has given comes from, if it can be wrong there."""
+"""Where fields of `HostConfig` come from that are not given."""
 
 
 def _origin(field: str) -> str:
-    return f" from {_VARIABLES[field]}" if field in _VARIABLES else ""
+    return f" from {VARIABLES[field]}" if VARIABLES.get(field) in os.environ else ""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():
@@ -147,6 +152,17 @@ class TemplateConfig(_Frozen):
 
     vcpus: int = Field(default=1, ge=1, le=64)
     """Virtual processors."""
+
+    @classmethod
+    def of_profile(cls, name: str, directory: Path | None = None) -> TemplateConfig:
+        """Return the configuration that `[profiles.NAME]` of a `sandbox.toml` describes; see `sandbox.settings`.
+
+        The files are those that count in `directory`, by default the working directory. Raises `ConfigError` if there
+        is no such profile, or if a file cannot be understood. Blocks while it reads them.
+        """
+        said = load_settings(directory or Path.cwd()).with_profile(name)
+        fields = {"image": "image", "memory_mib": "memory", "vcpus": "cpus"}
+        return cls(**{field: said[key].value for field, key in fields.items() if key in said})
 
 
 class Limits(_Frozen):

@@ -10,6 +10,7 @@ import typer
 from sandbox.cli.bench_command import bench
 from sandbox.cli.exec_options import ExecCommand, takes_exec_options
 from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.given import Given
 from sandbox.cli.host_commands import audit, ps, reap, top
 from sandbox.cli.image_app import image_app
 from sandbox.cli.options import (
@@ -20,8 +21,10 @@ from sandbox.cli.options import (
     ForceOption,
     GetLimitOption,
     GetOption,
+    IdleTimeoutOption,
     ImageOption,
     MemoryOption,
+    ProfileOption,
     PutOption,
     TimeoutOption,
     TransferTimeoutOption,
@@ -38,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+config_app = typer.Typer(no_args_is_help=True, help="Settings of the command line.")
 
 
 def _print_version(value: bool) -> None:
@@ -87,13 +91,15 @@ def shell(
     user: UserOption = None,
     put: PutOption = None,
     get: GetOption = None,
-    get_limit: GetLimitOption = "1G",
-    transfer_timeout: TransferTimeoutOption = 600.0,
+    get_limit: GetLimitOption = None,
+    transfer_timeout: TransferTimeoutOption = None,
     force: ForceOption = False,
     timeout: TimeoutOption = None,
-    memory: MemoryOption = "256",
-    cpus: CpusOption = 1,
-    image: ImageOption = "default",
+    idle_timeout: IdleTimeoutOption = None,
+    memory: MemoryOption = None,
+    cpus: CpusOption = None,
+    image: ImageOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Open an interactive shell in a fresh virtual machine.
 
@@ -103,27 +109,25 @@ def shell(
     """
     from sandbox.cli.shell import ShellRequest, run_shell
 
-    request = ShellRequest(
+    given = Given(
         image=image,
         memory=memory,
         cpus=cpus,
+        profile=profile,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
         user=user,
         cwd=cwd,
-        env=env or [],
-        env_file=env_file or [],
-        put=put or [],
-        get=get or [],
         get_limit=get_limit,
         transfer_timeout=transfer_timeout,
-        force=force,
-        timeout=timeout,
     )
+    request = ShellRequest(given, env or [], env_file or [], put or [], get or [], force)
     raise typer.Exit(run_shell(request))
 
 
 @app.command()
 def setup(
-    image: ImageOption = "default",
+    image: Annotated[str, typer.Option(help="Recipe name, or digest of a built image.")] = "default",
     check: Annotated[bool, typer.Option(help="Only say whether something is missing.")] = False,
 ) -> None:
     """Install what is missing: system packages (as root), the guest image and the template."""
@@ -145,8 +149,25 @@ def doctor(
     raise typer.Exit(run_doctor(as_json=json_, clones=clones))
 
 
+@config_app.command("show")
+def config_show(
+    profile: ProfileOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document, origins included.")] = False,
+) -> None:
+    """Print every setting that counts in this directory.
+
+    They come from /etc/sandbox/sandbox.toml, then ~/.config/sandbox/sandbox.toml, then the project's sandbox.toml or
+    [tool.sandbox] of its pyproject.toml; a later one counts, then the profile, then the command line.
+    """
+    from sandbox.cli.config_command import run_config_show
+
+    raise typer.Exit(run_config_show(profile, with_origin=origin, as_json=json_))
+
+
 for command in (ps, top, audit, reap, bench):
     app.command()(command)
+app.add_typer(config_app, name="config")
 app.add_typer(image_app, name="image")
 app.add_typer(template_app, name="template")
 app.add_typer(trace_app, name="trace")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from sandbox.cli.defaults import Chosen
 from sandbox.cli.run import complain
 from sandbox.cli.transfer import Bounds, Transfer, check_room, get, parse_get, parse_put, project_put, put, size_bytes
-from sandbox.errors import ConfigError, GuestFileError, SandboxError
+from sandbox.errors import GuestFileError, SandboxError
 from sandbox.trace.stage import stage
 from sandbox.vm import VM
 
@@ -54,25 +55,13 @@ class Copies:
 
 
 def copies(
-    put: Sequence[str],
-    get: Sequence[str],
-    *,
-    get_limit: str,
-    transfer_timeout: float,
-    force: bool,
-    memory_mib: int,
-    project: Path | None = None,
-    exclude: Sequence[str] | None = None,
-    cwd: str | None,
-    user: str | None,
+    options: Chosen, put: Sequence[str], get: Sequence[str], *, force: bool, project: Path | None = None
 ) -> Copies:
-    """Return what these options ask for; raise `ConfigError` for what cannot be done."""
-    if not transfer_timeout > 0:
-        raise ConfigError(f"--transfer-timeout {transfer_timeout:g} leaves no time; give a positive number of seconds")
-    bounds = Bounds(size_bytes("--get-limit", get_limit), transfer_timeout, force)
-    sent = (*project_put(project, exclude), *map(parse_put, put))
-    check_room(sent, memory_mib)
-    return Copies(sent, tuple(parse_get(text, force=force) for text in get), bounds, cwd, user)
+    """Return what is asked for; raise `ConfigError` for what cannot be done."""
+    bounds = Bounds(size_bytes("--get-limit", options.get_limit), options.transfer_timeout, force)
+    sent = (*project_put(project, options.exclude), *map(parse_put, put))
+    check_room(sent, options.template.memory_mib)
+    return Copies(sent, tuple(parse_get(text, force=force) for text in get), bounds, options.cwd, options.user)
 
 
 def _tell_skipped(option: str, transfer: Transfer, skipped: Mapping[str, str]) -> None:

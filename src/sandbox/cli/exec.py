@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import nullcontext
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox.cli.copies import Copies, copies
+from sandbox.cli.defaults import Chosen, chosen
 from sandbox.cli.environment import variables
 from sandbox.cli.escape import Left, with_escape
 from sandbox.cli.exec_request import ExecRequest
@@ -32,7 +32,6 @@ from sandbox.vm import VM
 Run = Callable[[], Coroutine[Any, Any, int]]
 Around = Callable[[Run, TemplateConfig], Coroutine[Any, Any, int]]
 _ID = "main"
-_MEMORY = re.compile(r"^(\d+)\s*([mMgG]?)(?:i?[bB])?$")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class _Job:
     program: Script | Command
     args: tuple[str, ...]
     env: dict[str, str]
-    config: TemplateConfig
+    options: Chosen
     copies: Copies
 
 
@@ -55,7 +54,7 @@ def run_exec(request: ExecRequest, around: Around = lambda command, _: command()
     except SandboxError as error:
         return report(error, as_json=request.as_json)
     try:
-        return run(around(lambda: _exec(request, job), job.config), as_json=request.as_json)
+        return run(around(lambda: _exec(request, job), job.options.template), as_json=request.as_json)
     except Left:
         complain("left the program; its VM is destroyed")
         return INTERRUPTED
@@ -63,30 +62,18 @@ def run_exec(request: ExecRequest, around: Around = lambda command, _: command()
 
 def _prepare(request: ExecRequest) -> _Job:
     """Find every mistake before a VM is started."""
-    for name, seconds in {"timeout": request.timeout, "idle-timeout": request.idle_timeout}.items():
-        if seconds is not None and not seconds > 0:
-            raise ConfigError(f"--{name} {seconds:g} leaves no time; give a positive number of seconds")
-    config = TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory), vcpus=request.cpus)
-    wanted = copies(
-        request.put,
-        request.get,
-        get_limit=request.get_limit,
-        transfer_timeout=request.transfer_timeout,
-        force=request.force,
-        memory_mib=config.memory_mib,
-        project=request.program.project,
-        exclude=request.exclude,
-        cwd=request.cwd,
-        user=request.user,
-    )
+    if request.given.exclude is not None and request.program.project is None:
+        raise ConfigError("--exclude says what --project leaves out, and there is no --project")
+    options = chosen(request.given)
+    wanted = copies(options, request.put, request.get, force=request.force, project=request.program.project)
     if request.as_json and any(transfer.is_printed for transfer in wanted.fetched):
         raise ConfigError("--json and --get to - would both write to our stdout; name a file to get to")
     program, arguments = find_program(request.program)
-    return _Job(program, arguments, variables(request.env, request.env_file), config, wanted)
+    return _Job(program, arguments, variables(request.env, request.env_file), options, wanted)
 
 
 async def _exec(request: ExecRequest, job: _Job) -> int:
-    template = await Template.ensure(job.config)
+    template = await Template.ensure(job.options.template)
     async with template.lease() as vm:
         await job.copies.send(vm)
         try:
@@ -121,11 +108,11 @@ async def _run(vm: VM, request: ExecRequest, job: _Job) -> Result:
 
     options = RunOptions(
         id=_ID,
-        timeout=request.timeout,
-        idle_timeout=request.idle_timeout,
+        timeout=job.options.timeout,
+        idle_timeout=job.options.idle_timeout,
         env=job.env,
-        cwd=request.cwd,
-        user=request.user,
+        cwd=job.options.cwd,
+        user=job.options.user,
         pty=terminal_size() if request.pty else None,
         stdin=_typed(request),
         on_output=None if request.as_json else pass_on,
@@ -157,11 +144,3 @@ def _typed(request: ExecRequest) -> bytes | AsyncIterator[bytes]:
         return with_escape(standard_input())
     is_taken = request.no_stdin or (request.program.words[:1] == ("-",) and request.program.code is None)
     return b"" if is_taken else standard_input()
-
-
-def memory_mib(text: str) -> int:
-    """Read a size such as 512, 512M or 2G."""
-    match = _MEMORY.match(text.strip())
-    if match is None:
-        raise ConfigError(f"--memory {text!r} is not a size; write for example 512 (MiB), 512M or 2G")
-    return int(match[1]) * (1024 if match[2].lower() == "g" else 1)

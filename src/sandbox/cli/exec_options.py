@@ -10,6 +10,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.given import Given
 from sandbox.cli.options import (
     CodeOption,
     CpusOption,
@@ -26,6 +27,7 @@ from sandbox.cli.options import (
     MemoryOption,
     ModuleOption,
     NoStdinOption,
+    ProfileOption,
     ProjectOption,
     PtyOption,
     PutOption,
@@ -64,36 +66,40 @@ def _exec_request(
     user: UserOption = None,
     put: PutOption = None,
     get: GetOption = None,
-    get_limit: GetLimitOption = "1G",
-    transfer_timeout: TransferTimeoutOption = 600.0,
+    get_limit: GetLimitOption = None,
+    transfer_timeout: TransferTimeoutOption = None,
     force: ForceOption = False,
     no_stdin: NoStdinOption = False,
     pty: PtyOption = False,
-    memory: MemoryOption = "256",
-    cpus: CpusOption = 1,
-    image: ImageOption = "default",
+    memory: MemoryOption = None,
+    cpus: CpusOption = None,
+    image: ImageOption = None,
+    profile: ProfileOption = None,
     *,
     is_command: bool,
 ) -> ExecRequest:
     return ExecRequest(
         program=Asked(tuple(words or ()), code, module, is_command, language, project),
-        exclude=tuple(exclude) if exclude else None,
-        timeout=timeout,
-        idle_timeout=idle_timeout,
+        given=Given(
+            image=image,
+            memory=memory,
+            cpus=cpus,
+            profile=profile,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            user=user,
+            cwd=cwd,
+            get_limit=get_limit,
+            transfer_timeout=transfer_timeout,
+            exclude=tuple(exclude) if exclude else None,
+        ),
         env=tuple(env or ()),
         env_file=tuple(env_file or ()),
-        cwd=cwd,
-        user=user,
         put=tuple(put or ()),
         get=tuple(get or ()),
-        get_limit=get_limit,
-        transfer_timeout=transfer_timeout,
         force=force,
         no_stdin=no_stdin,
         pty=pty,
-        memory=memory,
-        cpus=cpus,
-        image=image,
     )
 
 

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-ImageOption = Annotated[str, typer.Option("--image", help="Recipe name, or digest of a built image.")]
-MemoryOption = Annotated[str, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G.")]
+ImageOption = Annotated[
+    str | None, typer.Option("--image", help="Recipe name, or digest of a built image; by default, default.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="Guest memory in MiB, or with a suffix: 512M, 2G; by default 256.")
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Image and size by a name of sandbox.toml; see config show."),
+]
 EnvOption = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V, or K to pass on your own value.")]
 EnvFileOption = Annotated[list[Path] | None, typer.Option("--env-file", help="A file of K=V lines.")]
 CwdOption = Annotated[str | None, typer.Option("--cwd", help="Working directory in the guest.")]
@@ -38,7 +46,9 @@ LanguageOption = Annotated[
     str | None,
     typer.Option(help="python, bash or another one of the image; by default from the file's ending or first line."),
 ]
-CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=64, help="Virtual processors of the guest.")]
+CpusOption = Annotated[
+    int | None, typer.Option("--cpus", min=1, max=64, help="Virtual processors of the guest; by default 1.")
+]
 NoStdinOption = Annotated[
     bool, typer.Option("--no-stdin", "-n", help="Leave our standard input alone; the program's is empty.")
 ]
@@ -52,11 +62,12 @@ GetOption = Annotated[
     typer.Option(metavar="GUEST[:HOST]", help="Copy one out afterwards, also after a failure; GUEST:- prints a file."),
 ]
 GetLimitOption = Annotated[
-    str, typer.Option(metavar="SIZE", help="Largest number of bytes that each --get copies: 64M, 2G.")
+    str | None,
+    typer.Option(metavar="SIZE", help="Largest number of bytes that each --get copies: 64M, 2G; by default 1G."),
 ]
 TransferTimeoutOption = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", help="Give up a --put or --get that takes longer."),
+    float | None,
+    typer.Option(metavar="SECONDS", help="Give up a --put or --get that takes longer; by default 600."),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="--get may merge a directory into one that exists, and replace files in it.")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.cli.copies import Copies, copies
+from sandbox.cli.defaults import Chosen, chosen
 from sandbox.cli.environment import variables
 from sandbox.cli.escape import Left, with_escape
-from sandbox.cli.exec import memory_mib
 from sandbox.cli.exit_code import INTERRUPTED, TOOL_FAILED
+from sandbox.cli.given import Given
 from sandbox.cli.run import complain, report, run
 from sandbox.cli.streams import is_interactive, pass_on, raw_terminal, standard_input, terminal_size
-from sandbox.config import TemplateConfig
-from sandbox.errors import ConfigError, SandboxError
+from sandbox.errors import SandboxError
 from sandbox.guest.execution import Status
 from sandbox.result import Outcome
 from sandbox.template.template import Template
@@ -25,51 +25,33 @@ _ID = "shell"
 class ShellRequest:
     """What the command line asked for, as it was typed."""
 
-    image: str
-    memory: str
-    cpus: int
-    user: str | None
-    cwd: str | None
+    given: Given
     env: list[str]
     env_file: list[Path]
     put: list[str]
     get: list[str]
-    get_limit: str
-    transfer_timeout: float
     force: bool
-    timeout: float | None
 
 
 def run_shell(request: ShellRequest) -> int:
     """Run the shell and return its exit code."""
     try:
-        if request.timeout is not None and not request.timeout > 0:
-            raise ConfigError(f"--timeout {request.timeout:g} leaves no time; give a positive number of seconds")
+        options = chosen(request.given)
+        wanted = copies(options, request.put, request.get, force=request.force)
         env = variables(request.env, request.env_file)
-        config = TemplateConfig(image=request.image, memory_mib=memory_mib(request.memory), vcpus=request.cpus)
-        wanted = copies(
-            request.put,
-            request.get,
-            get_limit=request.get_limit,
-            transfer_timeout=request.transfer_timeout,
-            force=request.force,
-            memory_mib=config.memory_mib,
-            cwd=request.cwd,
-            user=request.user,
-        )
     except SandboxError as error:
         return report(error)
     try:
-        return run(_shell(request, env, config, wanted))
+        return run(_shell(options, env, wanted))
     except Left:
         complain("left the shell; its VM is destroyed")
         return INTERRUPTED
 
 
-async def _shell(request: ShellRequest, env: dict[str, str], config: TemplateConfig, wanted: Copies) -> int:
+async def _shell(options: Chosen, env: dict[str, str], wanted: Copies) -> int:
     """At a terminal the guest has one, too; else commands are read from standard input to its end."""
     interactive = is_interactive()
-    template = await Template.ensure(config)
+    template = await Template.ensure(options.template)
     async with template.lease() as vm:
         await wanted.send(vm)
 
@@ -81,14 +63,15 @@ async def _shell(request: ShellRequest, env: dict[str, str], config: TemplateCon
             result = await vm.exec(
                 ["bash", "--login", *(() if interactive else ("-s",))],
                 id=_ID,
-                timeout=request.timeout,
+                timeout=options.timeout,
+                idle_timeout=options.idle_timeout,
                 pty=terminal_size() if interactive else None,
                 stdin=with_escape(standard_input()) if interactive else standard_input(),
                 on_output=pass_on,
                 capture_bytes=0,
                 env=env,
-                cwd=request.cwd,
-                user=request.user,
+                cwd=options.cwd,
+                user=options.user,
             )
         failure = await wanted.fetch(vm)
     if result.outcome is not Outcome.EXITED:

@@ -12,8 +12,10 @@ from typing import TextIO
 from rich.console import Console
 
 from sandbox.bench.environment import environment
-from sandbox.cli.exec import Run, memory_mib, run_exec
+from sandbox.cli.defaults import chosen
+from sandbox.cli.exec import Run, run_exec
 from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.given import Given
 from sandbox.cli.report_file import check_report_file, write_report_file
 from sandbox.cli.run import complain, describe, discard_output, report, run
 from sandbox.cold_boot import ColdBoot
@@ -62,10 +64,10 @@ def run_trace_exec(request: ExecRequest, trace: TraceRequest) -> int:
     return run_exec(request, traced)
 
 
-def run_trace_restore(image: str, memory: str, trace: TraceRequest) -> int:
+def run_trace_restore(given: Given, trace: TraceRequest) -> int:
     """Restore one VM and destroy it; show a trace of it on standard output."""
     try:
-        config = _checked(image, memory, trace)
+        config = _checked(given, trace)
     except SandboxError as error:
         return report(error)
 
@@ -81,10 +83,10 @@ def run_trace_restore(image: str, memory: str, trace: TraceRequest) -> int:
     return run(traced())
 
 
-def run_trace_boot(image: str, memory: str, trace: TraceRequest) -> int:
+def run_trace_boot(given: Given, trace: TraceRequest) -> int:
     """Boot one VM and destroy it; show a trace of it on standard output."""
     try:
-        config = _checked(image, memory, trace)
+        config = _checked(given, trace)
     except SandboxError as error:
         return report(error)
 
@@ -107,11 +109,11 @@ def run_trace_boot(image: str, memory: str, trace: TraceRequest) -> int:
     return run(_traced("boot", boot, facts, trace, sys.stdout))
 
 
-def _checked(image: str, memory: str, trace: TraceRequest) -> TemplateConfig:
+def _checked(given: Given, trace: TraceRequest) -> TemplateConfig:
     """Find every mistake before a VM is started."""
     check_report_file("--json", trace.json)
     check_report_file("--html", trace.html)
-    return TemplateConfig(image=image, memory_mib=memory_mib(memory))
+    return chosen(given).template
 
 
 async def _warm_up(config: TemplateConfig, count: int) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from sandbox.cli.exec_options import ExecCommand, takes_exec_options
 from sandbox.cli.exec_request import ExecRequest
+from sandbox.cli.given import Given
 from sandbox.cli.options import (
     ImageOption,
     MemoryOption,
@@ -39,8 +40,8 @@ def trace_exec(
 
 @trace_app.command("restore")
 def trace_restore(
-    memory: MemoryOption = "256",
-    image: ImageOption = "default",
+    memory: MemoryOption = None,
+    image: ImageOption = None,
     json_: TraceJsonOption = None,
     html: TraceHtmlOption = None,
     warm_up: WarmUpOption = 0,
@@ -49,13 +50,13 @@ def trace_restore(
     """Restore one virtual machine, destroy it, and show where the time went."""
     from sandbox.cli.trace import TraceRequest, run_trace_restore
 
-    raise typer.Exit(run_trace_restore(image, memory, TraceRequest(json_, html, shortest, warm_up)))
+    raise typer.Exit(run_trace_restore(Given(image, memory, None, None), TraceRequest(json_, html, shortest, warm_up)))
 
 
 @trace_app.command("boot")
 def trace_boot(
-    memory: MemoryOption = "256",
-    image: ImageOption = "default",
+    memory: MemoryOption = None,
+    image: ImageOption = None,
     json_: TraceJsonOption = None,
     html: TraceHtmlOption = None,
     shortest: ShortestOption = 10.0,
@@ -63,4 +64,4 @@ def trace_boot(
     """Boot one virtual machine without a template, destroy it, and show where the time went."""
     from sandbox.cli.trace import TraceRequest, run_trace_boot
 
-    raise typer.Exit(run_trace_boot(image, memory, TraceRequest(json_, html, shortest)))
+    raise typer.Exit(run_trace_boot(Given(image, memory, None, None), TraceRequest(json_, html, shortest)))

@@ -101,8 +101,6 @@ def parse_get(text: str, *, force: bool = False) -> Transfer:
 def project_put(directory: Path | None, exclude: Sequence[str] | None) -> list[Transfer]:
     """Return what `--project DIR` copies: all that the directory holds but `exclude`, `EXCLUDED` by default."""
     if directory is None:
-        if exclude is not None:
-            raise ConfigError("--exclude says what --project leaves out, and there is no --project")
         return []
     mode = _mode(f"--project {directory}", directory)
     if mode is None or not stat.S_ISDIR(mode):
