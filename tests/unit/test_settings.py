@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(**given: object) -> Chosen:
-    return chosen(Given(**{**NOTHING.__dict__, **given}))  # type: ignore[arg-type]
+    return chosen(Given(**{**NOTHING.__dict__, **given}))
 
 
 def test_without_files_all_is_built_in() -> None:

@@ -52,7 +52,7 @@ async def test_results_of_all_kinds(vm: VM) -> None:
         *("timeout", 124),
         *("ab", True),
     )
-    assert document["certificate"]["cause"] == "timeout"
+    assert document["certificate"]["cause"] == "deadline"
 
 
 async def test_cells(vm: VM) -> None:

@@ -45,10 +45,26 @@ class ExecCommand(TyperCommand):
     """A command that knows whether its positional arguments came after `--`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = self.make_parser(ctx).parse_args(args=list(args))[1]
-        before = args[: len(args) - len(rest)]
-        ctx.meta[_AFTER_DASHES] = before[-1:] == ["--"]
+        ctx.meta[_AFTER_DASHES] = self._ends_with_dashes(args)
         return super().parse_args(ctx, args)
+
+    def _ends_with_dashes(self, args: list[str]) -> bool:
+        """Whether it is a `--` that ends the options, and not the first other word. The parser does not tell."""
+        taking = {name for one in self.params if not getattr(one, "is_flag", False) for name in one.opts}
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                return True
+            if word == "-" or not word.startswith("-"):
+                return False
+            if word.startswith("--"):
+                has_value = word in taking
+            else:  # letters, of which one may take the rest of the word or else the next one
+                first = next((at for at in range(1, len(word)) if f"-{word[at]}" in taking), len(word))
+                has_value = first == len(word) - 1
+            if has_value:
+                next(words, None)
+        return False
 
 
 def _exec_request(
