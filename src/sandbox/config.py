@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from sandbox.described import Described
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
 from sandbox.settings import load_settings
@@ -29,8 +30,8 @@ def _origin(field: str) -> str:
     return f" from {VARIABLES[field]}" if VARIABLES.get(field) in os.environ else ""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+class _Frozen(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
+from sandbox.described import Described
 from sandbox.errors import ConfigError
 from sandbox.stored import read_stored
 
@@ -40,8 +41,8 @@ def memory_mib(value: object) -> int:
 Memory = Annotated[int, BeforeValidator(memory_mib), Field(ge=128, le=1024 * 1024)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+class _Table(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Profile(_Table):

@@ -152,8 +152,9 @@ def test_all_is_shown_with_its_origin(place: Path) -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    """`help`, pydantic and `config show` have the same words."""
+    """To callers, in a JSON schema and in `config show`, with the same words."""
     for model in (HostConfig, TemplateConfig, Limits, PoolConfig, settings.Profile, settings.Defaults):
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name}"
-            assert model.model_json_schema()["properties"][name]["description"] == field.description
+        assert list(model.meanings()) == list(model.model_fields), model
+        schema = model.model_json_schema()["properties"]
+        for name, meaning in model.meanings().items():
+            assert schema[name]["description"] == meaning

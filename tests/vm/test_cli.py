@@ -135,7 +135,8 @@ def test_json_envelope_tells_everything() -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_ends_the_vm(number: signal.Signals, status: int) -> None:
     """Ctrl-C and SIGTERM destroy the VM before the command goes."""
-    with start("exec", "-c", "print('up', flush=True)\nwhile True: pass") as process:
+    code = "import signal\nsignal.signal(2, signal.SIG_DFL)\nprint('up', flush=True)\nwhile True: pass"
+    with start("exec", "-c", code) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         machines = _machines_of(process.pid)

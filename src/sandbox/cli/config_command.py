@@ -47,22 +47,22 @@ def run_config_show(profile: str | None, *, with_origin: bool, as_json: bool) ->
 def _lines(profile: str | None) -> Iterator[_Line]:
     settings = load_settings(Path.cwd())
     said = settings.with_profile(profile)
-    meanings = {name: _meaning(field.description) for name, field in Defaults.model_fields.items()}
+    meanings = Defaults.meanings()
     for name, meaning in meanings.items():
         setting = origin(said, name)
-        yield _Line("", name, setting.value, setting.origin, meaning)
+        yield _Line("", name, setting.value, setting.origin, _brief(meaning))
     for named, values in settings.profiles.items():
         for name, setting in values.items():
-            yield _Line(f"profiles.{named}", name, setting.value, setting.origin, meanings[name])
+            yield _Line(f"profiles.{named}", name, setting.value, setting.origin, _brief(meanings[name]))
     host = HostConfig()
-    for name, field in HostConfig.model_fields.items():
+    for name, meaning in HostConfig.meanings().items():
         if (variable := VARIABLES.get(name)) is not None:
             source = variable if variable in os.environ else "built in"
-            yield _Line(_BY_VARIABLES, variable, getattr(host, name), source, _meaning(field.description))
+            yield _Line(_BY_VARIABLES, variable, getattr(host, name), source, _brief(meaning))
 
 
-def _meaning(description: str | None) -> str:
-    return " ".join((description or "").partition("\n\n")[0].split())
+def _brief(meaning: str) -> str:
+    return " ".join(meaning.partition("\n\n")[0].split())
 
 
 def _toml(value: Any) -> str:
