@@ -195,6 +195,8 @@ class TemplateTarget(_Frozen):
     """Another template of a pool."""
 
     template: TemplateConfig
+    """The golden snapshot."""
+
     min_size: int = Field(default=1, ge=0, le=10_000)
     """So many VMs of it are kept ready."""
 

@@ -29,7 +29,8 @@ class Described(BaseModel):
         schema = handler.resolve_ref_schema(handler(core_schema))
         meanings = cls.meanings()
         for name, field in schema.get("properties", {}).items():
-            field["description"] = meanings[name]
+            if name in meanings:
+                field["description"] = meanings[name]
         return schema
 
 

@@ -13,7 +13,7 @@ import pytest
 from sandbox import settings
 from sandbox.cli.defaults import Chosen, chosen
 from sandbox.cli.given import Given
-from sandbox.config import HostConfig, Limits, PoolConfig, TemplateConfig
+from sandbox.config import HostConfig, Limits, PoolConfig, TemplateConfig, TemplateTarget
 from sandbox.errors import ConfigError
 from sandbox.settings import load_settings
 
@@ -153,7 +153,7 @@ def test_all_is_shown_with_its_origin(place: Path) -> None:
 
 def test_every_field_says_what_it_is() -> None:
     """To callers, in a JSON schema and in `config show`, with the same words."""
-    for model in (HostConfig, TemplateConfig, Limits, PoolConfig, settings.Profile, settings.Defaults):
+    for model in (HostConfig, TemplateConfig, Limits, TemplateTarget, PoolConfig, settings.Profile, settings.Defaults):
         assert list(model.meanings()) == list(model.model_fields), model
         schema = model.model_json_schema()["properties"]
         for name, meaning in model.meanings().items():
