@@ -7,20 +7,18 @@ says where this library keeps its data or what it uses of the host: a project is
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
-
-from sandbox.described import Described
 from sandbox.errors import ConfigError
 from sandbox.stored import read_stored
+
+if TYPE_CHECKING:
+    from sandbox.settings_table import Profile
 
 SYSTEM_FILE = Path("/etc/sandbox/sandbox.toml")
 FILE = "sandbox.toml"
@@ -36,58 +34,6 @@ def memory_mib(value: object) -> int:
     if match is None:
         raise ValueError(f"{value!r} is not a size; write for example 512 (MiB), 512M or 2G")
     return int(match[1]) * (1024 if match[2].lower() == "g" else 1)
-
-
-Memory = Annotated[int, BeforeValidator(memory_mib), Field(ge=128, le=1024 * 1024)]
-
-
-class _Table(Described):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Profile(_Table):
-    """A machine's image and size by a name."""
-
-    image: str | None = None
-    """Recipe name, or digest of a built image."""
-
-    memory: Memory | None = None
-    """Guest memory: MiB, or text such as "512M" or "2G". Half of it is the disk at most."""
-
-    cpus: int | None = Field(default=None, ge=1, le=64)
-    """Virtual processors."""
-
-
-class Defaults(Profile):
-    """What a program gets for which neither the command line nor a profile says another value."""
-
-    timeout: float | None = Field(default=None, gt=0)
-    """Seconds until the program is killed."""
-
-    idle_timeout: float | None = Field(default=None, gt=0)
-    """The same, without output."""
-
-    user: str | None = Field(default=None, min_length=1)
-    """User in the guest."""
-
-    cwd: str | None = Field(default=None, min_length=1)
-    """Working directory in the guest."""
-
-    exclude: tuple[str, ...] | None = None
-    """What `--project` leaves out."""
-
-    get_limit: str | None = None
-    """Largest number of bytes that each `--get` copies, such as "64M"."""
-
-    transfer_timeout: float | None = Field(default=None, gt=0)
-    """Seconds that each copy may take."""
-
-    profile: str | None = None
-    """A profile that is used when none is named."""
-
-
-class _File(Defaults):
-    profiles: dict[str, Profile] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +77,9 @@ def load_settings(directory: Path) -> Settings:
     values: dict[str, Setting] = {}
     profiles: dict[str, dict[str, Setting]] = {}
     for path, table in _tables(directory):
-        found = _checked(path, table)
+        from sandbox.settings_table import Defaults, Profile, checked  # noqa: PLC0415 - costs time, needed seldom
+
+        found = checked(path, table)
         files.append(path)
         origin = str(path)
         values |= {name: Setting(value, origin) for name, value in _said(found, Defaults, path.parent).items()}
@@ -166,31 +114,22 @@ def _tables(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return what a file says; None if there is none, or none that we may look for."""
+    is_ours = path.name == FILE
     try:
-        return tomllib.loads(read_stored(path).decode())
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_stored(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        if path.name == _PROJECT_FILE:  # not ours to complain about
-            return None
-        raise ConfigError(f"{path} cannot be read: {error}") from None
     except OSError as error:
-        if path.name == _PROJECT_FILE or isinstance(error, PermissionError):
+        if not is_ours:
             return None
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not is_ours and b"sandbox" not in content:
+        return None
+    import tomllib  # noqa: PLC0415 - the same
 
-
-def _checked(path: Path, table: Mapping[str, Any]) -> _File:
     try:
-        return _File.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = list(Profile.model_fields if len(first["loc"]) > 1 else _File.model_fields)
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            said = f"there is no such setting; {f'is {near[0]!r} meant' if near else 'there are ' + ', '.join(known)}"
-            raise ConfigError(f"{path}: {where}: {said}{'?' if near else ''}") from None
-        raise ConfigError(
-            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
-        ) from None
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        if not is_ours:
+            return None
+        raise ConfigError(f"{path} cannot be read: {error}") from None

@@ -16,6 +16,7 @@ from sandbox.cli.given import Given
 from sandbox.config import HostConfig, Limits, PoolConfig, TemplateConfig, TemplateTarget
 from sandbox.errors import ConfigError
 from sandbox.settings import load_settings
+from sandbox.settings_table import Defaults, Profile
 
 NOTHING = Given(image=None, memory=None, cpus=None, profile=None)
 
@@ -153,7 +154,7 @@ def test_all_is_shown_with_its_origin(place: Path) -> None:
 
 def test_every_field_says_what_it_is() -> None:
     """To callers, in a JSON schema and in `config show`, with the same words."""
-    for model in (HostConfig, TemplateConfig, Limits, TemplateTarget, PoolConfig, settings.Profile, settings.Defaults):
+    for model in (HostConfig, TemplateConfig, Limits, TemplateTarget, PoolConfig, Profile, Defaults):
         assert list(model.meanings()) == list(model.model_fields), model
         schema = model.model_json_schema()["properties"]
         for name, meaning in model.meanings().items():

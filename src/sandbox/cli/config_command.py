@@ -12,7 +12,8 @@ from typing import Any
 from sandbox.cli.defaults import origin
 from sandbox.cli.reporting import reporting
 from sandbox.config import VARIABLES, HostConfig
-from sandbox.settings import Defaults, load_settings
+from sandbox.settings import load_settings
+from sandbox.settings_table import Defaults
 
 _BY_VARIABLES = "by environment variables only"
 
