@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema
 
-from sandbox.described import Described
 from sandbox.errors import ConfigError
 from sandbox.paths import Paths
 from sandbox.settings import load_settings
@@ -30,8 +30,14 @@ def _origin(field: str) -> str:
     return f" from {VARIABLES[field]}" if VARIABLES.get(field) in os.environ else ""
 
 
-class _Frozen(Described):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        from sandbox.described import described  # noqa: PLC0415 - costs time, needed seldom
+
+        return described(cls, core_schema, handler)
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():

@@ -1,7 +1,6 @@
-"""Models whose fields say what they are: in `meanings`, in a JSON schema and in `sandbox config show`.
+"""What the fields of a model are: the docstrings below them, in a JSON schema and in `sandbox config show`.
 
-The words are the docstrings below the fields. They are looked for when somebody asks: with every import they would cost
-more than all else that a model costs.
+They are looked for when somebody asks: with every import they would cost more than all else that a model costs.
 """
 
 from __future__ import annotations
@@ -16,28 +15,24 @@ from pydantic import BaseModel, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 
-class Described(BaseModel):
-    """A model with a docstring below each of its fields."""
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring of each field, by its name, those of base classes first."""
+    bases = [base for base in reversed(model.__mro__) if issubclass(base, BaseModel) and base is not BaseModel]
+    return {name: meaning for base in bases for name, meaning in _docstrings(base).items()}
 
-    @classmethod
-    def meanings(cls) -> dict[str, str]:
-        """Return what each field is, by its name."""
-        return {name: _docstrings(model)[name] for model in cls.__mro__[::-1] for name in _docstrings(model)}
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        meanings = cls.meanings()
-        for name, field in schema.get("properties", {}).items():
-            if name in meanings:
-                field["description"] = meanings[name]
-        return schema
+def described(model: type[BaseModel], schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    """Return the JSON schema of a model with the meanings of its fields."""
+    found = handler.resolve_ref_schema(handler(schema))
+    said = meanings(model)
+    for name, field in found.get("properties", {}).items():
+        if name in said:
+            field["description"] = said[name]
+    return found
 
 
 @cache
-def _docstrings(model: type) -> dict[str, str]:
-    if not issubclass(model, Described) or model is Described:
-        return {}
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}

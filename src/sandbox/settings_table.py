@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
-from sandbox.described import Described
+from sandbox.described import described
 from sandbox.errors import ConfigError
 from sandbox.settings import memory_mib
 
 Memory = Annotated[int, BeforeValidator(memory_mib), Field(ge=128, le=1024 * 1024)]
 
 
-class _Table(Described):
+class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return described(cls, core_schema, handler)
 
 
 class Profile(_Table):

@@ -14,6 +14,7 @@ from sandbox import settings
 from sandbox.cli.defaults import Chosen, chosen
 from sandbox.cli.given import Given
 from sandbox.config import HostConfig, Limits, PoolConfig, TemplateConfig, TemplateTarget
+from sandbox.described import meanings
 from sandbox.errors import ConfigError
 from sandbox.settings import load_settings
 from sandbox.settings_table import Defaults, Profile
@@ -155,7 +156,7 @@ def test_all_is_shown_with_its_origin(place: Path) -> None:
 def test_every_field_says_what_it_is() -> None:
     """To callers, in a JSON schema and in `config show`, with the same words."""
     for model in (HostConfig, TemplateConfig, Limits, TemplateTarget, PoolConfig, Profile, Defaults):
-        assert list(model.meanings()) == list(model.model_fields), model
+        assert list(meanings(model)) == list(model.model_fields), model
         schema = model.model_json_schema()["properties"]
-        for name, meaning in model.meanings().items():
+        for name, meaning in meanings(model).items():
             assert schema[name]["description"] == meaning

@@ -12,6 +12,7 @@ from typing import Any
 from sandbox.cli.defaults import origin
 from sandbox.cli.reporting import reporting
 from sandbox.config import VARIABLES, HostConfig
+from sandbox.described import meanings
 from sandbox.settings import load_settings
 from sandbox.settings_table import Defaults
 
@@ -48,15 +49,15 @@ def run_config_show(profile: str | None, *, with_origin: bool, as_json: bool) ->
 def _lines(profile: str | None) -> Iterator[_Line]:
     settings = load_settings(Path.cwd())
     said = settings.with_profile(profile)
-    meanings = Defaults.meanings()
-    for name, meaning in meanings.items():
+    said_of = meanings(Defaults)
+    for name, meaning in said_of.items():
         setting = origin(said, name)
         yield _Line("", name, setting.value, setting.origin, _brief(meaning))
     for named, values in settings.profiles.items():
         for name, setting in values.items():
-            yield _Line(f"profiles.{named}", name, setting.value, setting.origin, _brief(meanings[name]))
+            yield _Line(f"profiles.{named}", name, setting.value, setting.origin, _brief(said_of[name]))
     host = HostConfig()
-    for name, meaning in HostConfig.meanings().items():
+    for name, meaning in meanings(HostConfig).items():
         if (variable := VARIABLES.get(name)) is not None:
             source = variable if variable in os.environ else "built in"
             yield _Line(_BY_VARIABLES, variable, getattr(host, name), source, _brief(meaning))

@@ -1,6 +1,7 @@
-"""The options of `sandbox exec`, which `sandbox trace exec` has, too: one list of them, and what they ask for."""
+"""The options of `sandbox exec`, which `sandbox trace exec` has, too: one list of them, and what they ask for.
 
-from __future__ import annotations
+Annotations are evaluated here as they are defined: to do that later, for each command, would take milliseconds.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -119,26 +120,23 @@ def _exec_request(
     )
 
 
+_SHARED = {name: one for name, one in inspect.signature(_exec_request).parameters.items() if name != "is_command"}
+
+
 def takes_exec_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, whose own arguments are the context, a request and options, all options of `exec` for that."""
-    shared = _parameters(_exec_request)
-    del shared["is_command"]
-    own = _parameters(command)
+    own = dict(inspect.signature(command, eval_str=True).parameters)
     ctx, request, *_ = own
 
     @wraps(command)
     def with_request(**given: Any) -> None:
-        asked = {name: given.pop(name) for name in shared}
+        asked = {name: given.pop(name) for name in _SHARED}
         context = given.pop(ctx)
         command(context, _exec_request(**asked, is_command=context.meta[_AFTER_DASHES]), **given)
 
     del own[request]
-    parameters = {ctx: own.pop(ctx)} | shared | own
+    parameters = {ctx: own.pop(ctx)} | _SHARED | own
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters.values()])
     setattr(with_request, "__signature__", signature)  # noqa: B010 - inspect looks for it, mypy sees no such name
     with_request.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return with_request
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(function, eval_str=True).parameters)
