@@ -27,7 +27,7 @@ VARIABLES = {
 
 
 def _origin(field: str) -> str:
-    return f" from {VARIABLES[field]}" if VARIABLES.get(field) in os.environ else ""
+    return f" from {VARIABLES[field]}" if VARIABLES.get(field, "") in os.environ else ""
 
 
 class _Frozen(BaseModel):
