@@ -166,7 +166,10 @@ def test_a_file_that_is_printed_has_the_bounds_of_others(tmp_path: Path) -> None
 
 
 def interrupted(code: str, *options: str, times: int) -> tuple[int, bytes, bytes]:
-    """Run code, send SIGINT once it has said `ready`, and again each time it says so; return status and streams."""
+    """Run code, send SIGINT once it has said `ready`, and again each time it says so; return status and streams.
+
+    Programs wait in short sleeps: of a signal that comes just before a sleep, Python hears only when that is over.
+    """
     with subprocess.Popen(
         [*SANDBOX, "exec", *options, "-c", code],
         stdout=subprocess.PIPE,
@@ -180,7 +183,10 @@ def interrupted(code: str, *options: str, times: int) -> tuple[int, bytes, bytes
             heard += process.stdout.readline()
             assert heard.endswith(b"ready\n"), process.stderr.read()
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=SECONDS)
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
         return process.returncode, heard + out, err
 
 
@@ -188,15 +194,16 @@ def test_the_first_interrupt_is_the_programs() -> None:
     """It may clean up and choose its status; without a handler it ends as at a terminal."""
     handled = """
 import time
-print("ready")
 try:
-    time.sleep(1000)
+    print("ready")
+    while True:
+        time.sleep(0.05)
 except KeyboardInterrupt:
     print("cleaned")
     raise SystemExit(9)
 """
     assert interrupted(handled, times=1) == (9, b"ready\ncleaned\n", b"")
-    status, _, err = interrupted("import time\nprint('ready')\ntime.sleep(1000)", times=1)
+    status, _, err = interrupted("import time\nprint('ready')\nwhile True: time.sleep(0.05)", times=1)
     assert status == 130
     assert b"KeyboardInterrupt" in err
     assert b"sandbox" not in err
@@ -209,7 +216,7 @@ import signal, time
 signal.signal(2, lambda *_: print("ready"))
 print("ready")
 while True:
-    time.sleep(1000)
+    time.sleep(0.05)
 """
     begin = time.monotonic()
     status, out, err = interrupted(deaf, times=2)
@@ -219,7 +226,7 @@ while True:
 
 def test_an_interrupted_program_is_a_document_too() -> None:
     """With `--json` the object comes as always."""
-    command = [*SANDBOX, "exec", "--json", "-c", "input()\nimport time\ntime.sleep(1000)"]
+    command = [*SANDBOX, "exec", "--json", "-c", "input()\nimport time\nwhile True: time.sleep(0.05)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(b"line\n")
