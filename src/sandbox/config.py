@@ -167,7 +167,7 @@ class TemplateConfig(_Frozen):
         The files are those that count in `directory`, by default the working directory. Raises `ConfigError` if there
         is no such profile, or if a file cannot be understood. Blocks while it reads them.
         """
-        said = load_settings(directory or Path.cwd()).with_profile(name)
+        said = load_settings(directory).with_profile(name)
         fields = {"image": "image", "memory_mib": "memory", "vcpus": "cpus"}
         return cls(**{field: said[key].value for field, key in fields.items() if key in said})
 

@@ -65,14 +65,20 @@ class Settings:
         return {**self.values, **self.profiles[name]}
 
 
-def user_file() -> Path:
-    """Return the user's file, be it there or not."""
-    home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+def user_file() -> Path | None:
+    """Return the user's file, be it there or not; None for a user without a home."""
+    try:
+        home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    except RuntimeError:
+        return None
     return Path(home, "sandbox", FILE)
 
 
-def load_settings(directory: Path) -> Settings:
-    """Return the settings that count in a directory. Raises `ConfigError`, which names the file. Blocks."""
+def load_settings(directory: Path | None = None) -> Settings:
+    """Return the settings that count in a directory, by default the working directory. Blocks.
+
+    A working directory that was removed has no project. Raises `ConfigError`, which names the file.
+    """
     files: list[Path] = []
     values: dict[str, Setting] = {}
     profiles: dict[str, dict[str, Setting]] = {}
@@ -98,10 +104,14 @@ def _said(model: Profile, kind: type[Profile], place: Path) -> dict[str, Any]:
     return said
 
 
-def _tables(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _tables(directory: Path | None) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for path in (SYSTEM_FILE, user_file()):
-        if (table := _read(path)) is not None:
+        if path is not None and (table := _read(path)) is not None:
             yield path, table
+    try:
+        directory = directory or Path.cwd()
+    except FileNotFoundError:
+        return
     for place in (directory, *directory.parents):
         if (table := _read(place / FILE)) is not None:
             yield place / FILE, table
@@ -113,14 +123,12 @@ def _tables(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a file says; None if there is none, or none that we may look for."""
+    """Return what a file says; None if there is none, or none in a directory that we may look into."""
     is_ours = path.name == FILE
     try:
         content = read_stored(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
     except OSError as error:
-        if not is_ours:
+        if not is_ours or not os.path.lexists(path):
             return None
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if not is_ours and b"sandbox" not in content:

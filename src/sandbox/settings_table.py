@@ -56,7 +56,7 @@ class Defaults(Profile):
     exclude: tuple[str, ...] | None = None
     """What `--project` leaves out."""
 
-    get_limit: str | None = None
+    get_limit: str | None = Field(default=None, pattern=r"^\s*\d+\s*([kKmMgGtT]?([iI]?[bB])?)\s*$")
     """Largest number of bytes that each `--get` copies, such as "64M"."""
 
     transfer_timeout: float | None = Field(default=None, gt=0)

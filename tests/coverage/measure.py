@@ -55,7 +55,7 @@ def main() -> int:
         document = {
             "measured": time.strftime("%Y-%m-%d", time.gmtime()),
             "python": platform.python_version(),
-            "seconds": round(time.monotonic() - began),
+            "seconds": None if options.report_only else round(time.monotonic() - began),
             "src": _report(data / "src", [], ["sandbox"]),
             "guest_agent": _report(data / "guest_agent", [str(SOURCE)], []),
         }

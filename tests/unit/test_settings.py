@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from sandbox.described import meanings
 from sandbox.errors import ConfigError
 from sandbox.settings import load_settings
 from sandbox.settings_table import Defaults, Profile
+from sandbox.stored import read_stored
 
 NOTHING = Given(image=None, memory=None, cpus=None, profile=None)
 
@@ -91,6 +93,7 @@ def test_a_recipe_lies_beside_the_file_that_names_it(place: Path) -> None:
         ("xyz = 1", "xyz: there is no such setting; there are "),
         ("timeout = 0", "timeout: Input should be greater than 0"),
         ("timeout = nan", "timeout: "),
+        ("get_limit = 'many'", "get_limit: String should match pattern"),
         ("cpus = 65", "cpus: Input should be less than or equal to 64"),
         ("profiles = 1", "profiles: Input should be a valid dictionary"),
         ("[profiles.a]\ntimeout = 1", "profiles.a.timeout: there is no such setting"),
@@ -120,6 +123,37 @@ def test_what_is_no_file_of_settings(place: Path) -> None:
     os.mkfifo(file)
     with pytest.raises(ConfigError, match="cannot be read: Not a file"):
         options()
+
+
+def test_a_user_without_a_home_and_a_directory_that_is_gone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no file of theirs; what the system says counts."""
+    (place / "etc/sandbox.toml").write_text("cpus = 3\n")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(RuntimeError):
+        Path("~").expanduser()
+    (place / "project/deep").rmdir()
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
+    assert options().template.vcpus == 3
+
+
+def test_a_file_that_may_not_be_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and not left out: it may say a time-out. One in a directory that we may not enter is not ours."""
+    file = place / "project/sandbox.toml"
+    file.write_text("cpus = 2\n")
+
+    def refuse(path: Path) -> bytes:
+        if path.parent.name == "project":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_stored(path)
+
+    monkeypatch.setattr(settings, "read_stored", refuse)
+    with pytest.raises(ConfigError, match=rf"{file} cannot be read: Permission denied"):
+        options()
+    monkeypatch.setattr("os.path.lexists", lambda _: False)
+    assert options().template.vcpus == 1
 
 
 def test_profiles_that_are_not_there(place: Path) -> None:

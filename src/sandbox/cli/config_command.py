@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sandbox.cli.defaults import origin
@@ -47,7 +46,7 @@ def run_config_show(profile: str | None, *, with_origin: bool, as_json: bool) ->
 
 
 def _lines(profile: str | None) -> Iterator[_Line]:
-    settings = load_settings(Path.cwd())
+    settings = load_settings()
     said = settings.with_profile(profile)
     said_of = meanings(Defaults)
     for name, meaning in said_of.items():

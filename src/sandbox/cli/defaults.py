@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sandbox.cli.given import Given
@@ -38,7 +37,7 @@ class Chosen:
 
 def chosen(given: Given) -> Chosen:
     """Return what counts in the working directory. Raises `ConfigError`."""
-    said = load_settings(Path.cwd()).with_profile(given.profile)
+    said = load_settings().with_profile(given.profile)
 
     def value(name: str) -> Any:
         if (typed := getattr(given, name)) is not None:
